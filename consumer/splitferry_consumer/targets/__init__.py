@@ -1,0 +1,93 @@
+"""Where items go. One small interface: write at, read back, settle, discard.
+
+A write group calls the blocking methods of an `Incoming` from worker threads, one call at a
+time per request; `settle` is awaited on the event loop. What a method raises decides what
+happens next, and this is the whole of it:
+
+- `OSError`: may heal (disk full, EIO, a locked catalogue). The group tries again, with pauses,
+  until the write time-out; then the request is given up.
+- `Refused`: will not heal by waiting (quota, a directory where the file should go, a name that
+  is a symbolic link). The request is given up at once.
+- `Condemned`: an fsync failed, so nothing is known of what the inode holds (a second fsync
+  after a failed one lies, KAFKA.md). The bytes must be received again: the partition is retaken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from splitferry_protocol.errors import WsDataError
+from splitferry_protocol.ids import RequestKey
+from splitferry_protocol.records import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is being received: the opening it belongs to, and the item's name and version."""
+
+    key: RequestKey
+    unique_id: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a request at its target.
+
+    `size` is bytes and `sha256` the digest of what was written, where it was all written;
+    `target` is the result's `target` map.
+    """
+
+    status: Status
+    error: WsDataError | None = None
+    size: int | None = None
+    sha256: bytes | None = None
+    target: Mapping[str, Any] | None = None
+
+
+class Refused(Exception):
+    """The target will not take this request, however often it is asked."""
+
+    def __init__(self, error: WsDataError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Condemned(Exception):
+    """The bytes of this request can no longer be trusted; receive them again."""
+
+
+class Incoming(Protocol):
+    """The bytes of one request on their way in."""
+
+    def write_at(self, offset: int, data: memoryview | bytes) -> None:
+        """Write all of `data` at `offset` bytes, reserving room in steps. Blocks."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Read back `size` bytes that were written at `offset`. Blocks."""
+
+    async def settle(self, proposal: Verdict) -> Verdict:
+        """Make the outcome final and durable, and return the one that holds.
+
+        A proposal to complete publishes the item; any other discards the bytes. The verdict
+        that comes back may differ from the proposal: an earlier attempt at the same opening
+        was first, or the target holds a newer version. May be called again after it raised.
+        """
+
+    def discard(self) -> None:
+        """Drop the bytes without a verdict (the partition was lost). Blocks; never raises."""
+
+
+class Target(Protocol):
+    """A place for items of one block type."""
+
+    def begin(self, item: Item) -> Incoming:
+        """Start a request. No I/O: the first write does it."""
+
+    async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
+        """Openings with a first offset below `before` cannot come back: forget their verdicts."""
+
+    def close(self) -> None:
+        """Give back what is held. Blocks."""

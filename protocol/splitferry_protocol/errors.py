@@ -1,0 +1,144 @@
+"""The errors that travel in results (WIRE, "Errors"), under one root.
+
+Every error knows its code, its own fields as attributes, and how to become the `error`
+map of a result and back. Where a record gave rise to it, `partition` and `offset` say which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from .ids import U64_MAX, RequestId
+
+
+class WsDataError(Exception):
+    """Root of all that can go wrong with a request.
+
+    Attributes:
+        code: the name in the contract.
+        request_id: the request spoken of, where the error has one.
+        partition, offset: the record that gave rise to it, where one did.
+    """
+
+    code: ClassVar[str] = "WsDataError"
+    request_id: RequestId | None = None
+    partition: int | None = None
+    offset: int | None = None
+
+    @property
+    def message(self) -> str:
+        """One sentence for people."""
+        return str(self)
+
+    def fields(self) -> dict[str, Any]:
+        """The error's own fields as they stand in the result's `error` map."""
+        return {}
+
+    def to_wire(self) -> dict[str, Any]:
+        return {"code": self.code, "message": self.message, **self.fields()}
+
+    def at(self, partition: int, offset: int) -> WsDataError:
+        """Note the record that gave rise to the error; returns the error itself."""
+        self.partition, self.offset = partition, offset
+        return self
+
+
+class BatchTransferFailed(WsDataError):
+    """The request as a whole fails."""
+
+    code = "BatchTransferFailed"
+
+    def __init__(self, request_id: RequestId, reason: str) -> None:
+        super().__init__(f"request {request_id} failed: {reason}")
+        self.request_id = request_id
+        self.reason = reason
+
+    def fields(self) -> dict[str, Any]:
+        return {"request_id": list(self.request_id or ()), "reason": self.reason}
+
+
+class BatchTransferNotFound(WsDataError):
+    """Asked about, aborted or replayed, but not known."""
+
+    code = "BatchTransferNotFound"
+
+    def __init__(self, request_id: RequestId) -> None:
+        super().__init__(f"request {request_id} is not known")
+        self.request_id = request_id
+
+    def fields(self) -> dict[str, Any]:
+        return {"request_id": list(self.request_id or ())}
+
+
+class BatchTransferError(WsDataError):
+    """A readable record of the request breaks the contract."""
+
+    code = "BatchTransferError"
+
+    def __init__(self, request_id: RequestId, msg: str) -> None:
+        super().__init__(f"request {request_id}: {msg}")
+        self.request_id = request_id
+        self.msg = msg
+
+    def fields(self) -> dict[str, Any]:
+        return {"request_id": list(self.request_id or ()), "msg": self.msg}
+
+
+class WriteDataFailed(WsDataError):
+    """The target could not be written after all retries. `cause` says why, for people."""
+
+    code = "WriteDataFailed"
+
+    def __init__(self, request_id: RequestId, cause: str = "") -> None:
+        super().__init__(f"request {request_id} could not be written" + (cause and f": {cause}"))
+        self.request_id = request_id
+
+    def fields(self) -> dict[str, Any]:
+        return {"request_id": list(self.request_id or ())}
+
+
+class SplitTaskFailed(WsDataError):
+    """One split is damaged or lies outside the item."""
+
+    code = "SplitTaskFailed"
+
+    def __init__(self, request_id: RequestId, idx: int, cause: str = "") -> None:
+        super().__init__(f"request {request_id}, split {idx} is bad" + (cause and f": {cause}"))
+        self.request_id = request_id
+        self.idx = idx
+
+    def fields(self) -> dict[str, Any]:
+        return {"request_id": list(self.request_id or ()), "idx": self.idx}
+
+
+class VersionMismatch(WsDataError):
+    """Splits of one request differ in version, or the target holds this version or a newer one."""
+
+    code = "VersionMismatch"
+
+    def __init__(self, expected: int, actual: int) -> None:
+        super().__init__(f"version {actual} does not fit: expected {expected}")
+        self.expected = expected
+        self.actual = actual
+
+    @classmethod
+    def not_newer_than(cls, held: int, actual: int) -> VersionMismatch:
+        """The target already holds `held`; only a later version may replace it."""
+        return cls(min(held + 1, U64_MAX), actual)
+
+    def fields(self) -> dict[str, Any]:
+        return {"expected": self.expected, "actual": self.actual}
+
+
+CODES: Mapping[str, type[WsDataError]] = {
+    kind.code: kind
+    for kind in (
+        BatchTransferFailed,
+        BatchTransferNotFound,
+        BatchTransferError,
+        WriteDataFailed,
+        SplitTaskFailed,
+        VersionMismatch,
+    )
+}
