@@ -7,9 +7,12 @@ map of a result and back. Where a record gave rise to it, `partition` and `offse
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from .ids import U64_MAX, RequestId
+
+TEXT_MAX = 1024
+"""Bytes of UTF-8 of each text in an `error` map."""
 
 
 class WsDataError(Exception):
@@ -21,7 +24,7 @@ class WsDataError(Exception):
         partition, offset: the record that gave rise to it, where one did.
     """
 
-    code: ClassVar[str] = "WsDataError"
+    code: str = "WsDataError"
     request_id: RequestId | None = None
     partition: int | None = None
     offset: int | None = None
@@ -36,7 +39,13 @@ class WsDataError(Exception):
         return {}
 
     def to_wire(self) -> dict[str, Any]:
-        return {"code": self.code, "message": self.message, **self.fields()}
+        """The `error` map of a result, its texts cut to `TEXT_MAX` bytes and made valid UTF-8.
+
+        A message may quote a file name or another program: whatever it holds, the result that
+        carries it must fit its header and be sent.
+        """
+        told = {"code": self.code, "message": self.message, **self.fields()}
+        return {name: _cut(value) if type(value) is str else value for name, value in told.items()}
 
     def at(self, partition: int, offset: int) -> WsDataError:
         """Note the record that gave rise to the error; returns the error itself."""
@@ -142,3 +151,53 @@ CODES: Mapping[str, type[WsDataError]] = {
         VersionMismatch,
     )
 }
+
+
+def error_from_wire(told: Mapping[str, Any]) -> WsDataError:
+    """Read the `error` map of a result; the message stays as it was sent.
+
+    A code that this version does not know becomes a plain `WsDataError` with that code.
+
+    Raises:
+        ValueError: the code or message, or a field that the code must have, is missing or wrong.
+    """
+    code, message = _text(told, "code"), _text(told, "message")
+    error: WsDataError
+    if code not in CODES:
+        error = WsDataError(message)
+        error.code = code
+    elif code == VersionMismatch.code:
+        error = VersionMismatch(_u64(told, "expected"), _u64(told, "actual"))
+    else:
+        request_id = RequestId.from_wire(told.get("request_id"))
+        match code:
+            case BatchTransferFailed.code:
+                error = BatchTransferFailed(request_id, _text(told, "reason"))
+            case BatchTransferError.code:
+                error = BatchTransferError(request_id, _text(told, "msg"))
+            case SplitTaskFailed.code:
+                error = SplitTaskFailed(request_id, _u64(told, "idx"))
+            case WriteDataFailed.code:
+                error = WriteDataFailed(request_id)
+            case _:
+                error = BatchTransferNotFound(request_id)
+    error.args = (message,)
+    return error
+
+
+def _text(told: Mapping[str, Any], name: str) -> str:
+    value = told.get(name)
+    if type(value) is not str:
+        raise ValueError(f"error.{name}: not a string")
+    return value
+
+
+def _u64(told: Mapping[str, Any], name: str) -> int:
+    value = told.get(name)
+    if type(value) is not int or not 0 <= value <= U64_MAX:
+        raise ValueError(f"error.{name}: not an integer from 0 to {U64_MAX}")
+    return value
+
+
+def _cut(text: str) -> str:
+    return text.encode("utf-8", "replace")[:TEXT_MAX].decode("utf-8", "ignore")

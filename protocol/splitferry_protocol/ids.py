@@ -56,6 +56,18 @@ class RequestId(NamedTuple):
             raise ValueError("the record's key is not ASCII text") from None
         return cls.parse(text)
 
+    @classmethod
+    def from_wire(cls, value: object) -> RequestId:
+        """Read ``[u32, u64]`` as it stands in headers and errors. Raises ValueError."""
+        match value:
+            case [int(node_id), int(sequence)] if (
+                type(node_id) is type(sequence) is int  # a bool is an int too, but not here
+                and 0 <= node_id <= U32_MAX
+                and 0 <= sequence <= U64_MAX
+            ):
+                return cls(node_id, sequence)
+        raise ValueError("request: not [node id: u32, sequence: u64]")
+
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:

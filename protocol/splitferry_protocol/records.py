@@ -17,6 +17,8 @@ CRC_HEADER = "crc32c"
 
 HEADER_MAX = 8 * 1024
 """Bytes of a value's msgpack header."""
+NESTING_MAX = 4
+"""Maps and arrays inside each other, the header itself counted."""
 PAYLOAD_MAX = 16 * 1024 * 1024
 """Bytes of one split's payload."""
 UNIQUE_ID_MAX = 512
@@ -29,6 +31,12 @@ LABELS_BYTES_MAX = 2 * 1024
 REASON_MAX = 1024
 """Bytes of UTF-8 of an abort record's reason."""
 SHA256_SIZE = 32
+GROUP_MAX = 256
+"""Bytes of UTF-8 of a consumer group's name."""
+TOPIC_MAX = 249
+"""Kafka's own limit on a topic's name, in bytes."""
+TARGET_MAX = 512
+"""Bytes of UTF-8 of each text in a result's `target` map."""
 
 
 class Block(StrEnum):
@@ -74,7 +82,7 @@ class Abort:
 
 
 class Input(NamedTuple):
-    """Where in the log a request lies: the splits of [first, last] decided it."""
+    """Where in the log a request lies: offsets of its first record and of the one it ended at."""
 
     topic: str
     partition: int
@@ -117,5 +125,3 @@ class Accepted:
     group: str
     index: int
     reply: bytes
-
-
