@@ -105,8 +105,7 @@ def encode_split(split: Split) -> bytes:
         for name, value in (("sha256", split.sha256), ("reply", split.reply))
         if value is not None
     }
-    payload_head: bytes = msgpack.Packer().pack_bin_header(len(split.payload))
-    return b"".join((_pack(header), payload_head, split.payload))
+    return b"".join((_pack(header), _bin_head(len(split.payload)), split.payload))
 
 
 def encode_abort(abort: Abort) -> bytes:
@@ -194,6 +193,16 @@ def _pack(header: Mapping[str, Any]) -> bytes:
     if len(packed) > HEADER_MAX:
         raise ValueError(f"header: {len(packed)} bytes, the limit is {HEADER_MAX}")
     return packed
+
+
+def _bin_head(size: int) -> bytes:
+    """What msgpack puts before binary of `size` bytes, in its shortest form."""
+    lead, width = next(form for form in _BIN_FORMS.items() if size < 256 ** form[1])
+    return bytes((lead,)) + size.to_bytes(width, "big")
+
+
+_BIN_FORMS = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+"""First byte of a msgpack `bin`, and the width of the length after it, in bytes."""
 
 
 def _check_crc(value: bytes, headers: Sequence[tuple[str, Any]]) -> tuple[str | None, bool]:
@@ -306,7 +315,7 @@ def _split(request: RequestId, header: _Header, rest: memoryview) -> Split:
 
 def _payload(rest: memoryview) -> memoryview:
     """The content of the msgpack `bin` that fills `rest`, not copied."""
-    width = _BIN_WIDTHS.get(rest[0]) if rest else None
+    width = _BIN_FORMS.get(rest[0]) if rest else None
     if width is None:
         raise ValueError("payload: no msgpack bin follows the header")
     size, content = int.from_bytes(rest[1 : 1 + width], "big"), rest[1 + width :]
@@ -317,7 +326,6 @@ def _payload(rest: memoryview) -> memoryview:
     return content
 
 
-_BIN_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _TRAILING = "bytes follow the last object of the value"
 
 
