@@ -273,17 +273,16 @@ def _map(pairs: list[tuple[Any, Any]]) -> _Header:
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("the header has a duplicate key")
-    if not all(type(name) is str for name in made):
+    if not set(map(type, made)) <= {str}:
         raise ValueError("the header has a key that is not a string")
     return made
 
 
-def _deeper_than(levels: int, value: Any) -> bool:
-    if type(value) is dict:
-        value = value.values()
-    elif type(value) is not list:
-        return False
-    return levels == 0 or any(_deeper_than(levels - 1, inner) for inner in value)
+def _deeper_than(levels: int, container: Any) -> bool:
+    inside = container.values() if type(container) is dict else container
+    return levels == 0 or any(
+        _deeper_than(levels - 1, inner) for inner in inside if type(inner) in {dict, list}
+    )
 
 
 def _tie(key: bytes | None, header: _Header, kinds: Mapping[str, Any]) -> tuple[RequestId, str]:

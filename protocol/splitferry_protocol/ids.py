@@ -59,9 +59,11 @@ class RequestId(NamedTuple):
     @classmethod
     def from_wire(cls, value: object) -> RequestId:
         """Read ``[u32, u64]`` as it stands in headers and errors. Raises ValueError."""
-        match value:
-            case [int(node_id), int(sequence)] if (
-                type(node_id) is type(sequence) is int  # a bool is an int too, but not here
+        if type(value) is list and len(value) == 2:
+            node_id, sequence = value
+            # A bool is an int too, but not here.
+            if (
+                type(node_id) is type(sequence) is int
                 and 0 <= node_id <= U32_MAX
                 and 0 <= sequence <= U64_MAX
             ):
