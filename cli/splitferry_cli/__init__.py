@@ -1,0 +1,1 @@
+"""The `splitferry` command."""

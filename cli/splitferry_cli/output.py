@@ -1,0 +1,108 @@
+"""What a command says on standard output: lines for people, or one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from splitferry_protocol.ids import RequestId
+from splitferry_protocol.records import Result, Status
+
+STYLES = {
+    Status.COMPLETED: "green",
+    Status.FAILED: "red",
+    Status.ABORTED: "yellow",
+    Status.EXPIRED: "yellow",
+}
+
+
+class Output:
+    """Standard output in the form that was asked for."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(highlight=False, markup=False, soft_wrap=True)
+
+    @property
+    def live(self) -> bool:
+        """Progress bars make sense: a person looks on."""
+        return self.console.is_terminal and not self.as_json
+
+    def tell(self, fields: Mapping[str, Any], text: str | Text) -> None:
+        """Print `fields` for a program, or `text` for a person."""
+        if self.as_json:
+            self.console.file.write(json.dumps(plain(fields), ensure_ascii=False) + "\n")
+            self.console.file.flush()
+        else:
+            self.console.print(text)
+
+    def note(self, text: str | Text) -> None:
+        """Print what is for people only."""
+        if not self.as_json:
+            self.console.print(text)
+
+    def result(self, result: Result) -> None:
+        """One line for one result."""
+        self.tell(result_fields(result), result_text(result))
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can have it: bytes as hex, request ids as `7-42`."""
+    if isinstance(value, RequestId):
+        return str(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(part) for part in value]
+    return value
+
+
+def human_size(size: float) -> str:
+    """Bytes for people: `3.2 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def result_fields(result: Result) -> dict[str, Any]:
+    """A result for programs: what `send --json` promises (CLI), and the rest of the record."""
+    return {
+        "request": result.request,
+        "unique_id": result.unique_id,
+        "version": result.version,
+        "status": str(result.status),
+        "size": result.size,
+        "sha256": result.sha256,
+        "error": None if result.error is None else result.error.to_wire(),
+        "group": result.group,
+        "target": result.target,
+        "labels": result.labels,
+        "splits": result.splits,
+        "duplicates": result.duplicates,
+        "input": result.input,
+        "repeat": result.repeat,
+        "finished_at": result.finished_at,
+    }
+
+
+def result_text(result: Result) -> Text:
+    text = Text()
+    text.append(f"{result.status:<9}", style=STYLES[result.status])
+    text.append(f" {result.request}  {result.unique_id} v{result.version}")
+    if result.size is not None:
+        text.append(f"  {human_size(result.size)}")
+    if result.sha256 is not None:
+        text.append(f"  sha256 {result.sha256.hex()[:16]}", style="dim")
+    if result.error is not None:
+        text.append(f"  {result.error.code}: {result.error.message}", style="red")
+    elif result.target:
+        text.append(f"  → {result.target.get('path') or result.target.get('shm')}")
+    return text

@@ -1,0 +1,35 @@
+"""`splitferry result`: what was recorded of a request."""
+
+from __future__ import annotations
+
+import click
+
+from splitferry_protocol.errors import BatchTransferNotFound
+from splitferry_protocol.ids import RequestId
+
+from .command import Command, Common, run
+from .failures import Failure
+from .lookup import recorded_results
+from .options import option
+from .values import Request
+
+
+@click.command(
+    "result",
+    cls=Command,
+    examples="""
+    splitferry result 7-42
+    splitferry result 7-42 --group archive --json
+    """,
+)
+@click.argument("request", type=Request())
+@option("--group", metavar="GROUP", help="Only what this consumer group recorded.")
+@click.pass_obj
+def result(common: Common, request: RequestId, group: str | None) -> None:
+    """Print the recorded result of REQUEST; exit code 1 when there is none."""
+    found = run(recorded_results(common.connection, common.names, request, group))
+    if not found:
+        missing = BatchTransferNotFound(request)
+        raise Failure(f"{missing.code}: {missing.message}: no result is recorded for it")
+    for one in found:
+        common.output.result(one)
