@@ -259,6 +259,8 @@ def _read_header(value: bytes) -> tuple[_Header, int]:
         raise ValueError(_TOO_DEEP) from None
     except msgpack.FormatError:
         raise ValueError("the header is not msgpack") from None
+    except ValueError as cause:
+        raise ValueError(f"the header cannot be read: {cause}") from None
     if type(header) is not dict:
         raise ValueError("the header is not a map")
     if _deeper_than(NESTING_MAX, header):
@@ -272,9 +274,9 @@ _TOO_DEEP = f"the header is nested deeper than {NESTING_MAX}"
 def _map(pairs: list[tuple[Any, Any]]) -> _Header:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise ValueError("the header has a duplicate key")
+        raise ValueError("duplicate key")
     if not set(map(type, made)) <= {str}:
-        raise ValueError("the header has a key that is not a string")
+        raise ValueError("a key is not a string")
     return made
 
 

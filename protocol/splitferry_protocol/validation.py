@@ -88,10 +88,10 @@ def _check_result(result: Result) -> None:
             text(f"target.{name}", value, 1, TARGET_MAX)
     integer("splits", result.splits, U64_MAX)
     integer("duplicates", result.duplicates, U64_MAX)
-    text("input", result.input.topic, 1, TOPIC_MAX)
-    integer("input", result.input.partition, U32_MAX)
-    integer("input", result.input.last, U64_MAX)
-    integer("input", result.input.first, result.input.last)
+    text("input.topic", result.input.topic, 1, TOPIC_MAX)
+    integer("input.partition", result.input.partition, U32_MAX)
+    integer("input.last", result.input.last, U64_MAX)
+    integer("input.first", result.input.first, result.input.last)
     if result.reply is not None:
         binary("reply", result.reply, 1, REPLY_MAX)
     if type(result.repeat) is not bool:
