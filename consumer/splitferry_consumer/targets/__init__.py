@@ -15,7 +15,7 @@ happens next, and this is the whole of it:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from splitferry_protocol.errors import WsDataError
@@ -25,11 +25,15 @@ from splitferry_protocol.records import Status
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What is being received: the opening it belongs to, and the item's name and version."""
+    """What is being received: the opening it belongs to, and the item's name and version.
+
+    `labels` may be filled until `settle`: not every split has to carry them.
+    """
 
     key: RequestKey
     unique_id: str
     version: int
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ class Verdict:
     size: int | None = None
     sha256: bytes | None = None
     target: Mapping[str, Any] | None = None
+
+
+class TargetUnusable(Exception):
+    """The target as a whole cannot work; the message is one line with cause and remedy."""
 
 
 class Refused(Exception):

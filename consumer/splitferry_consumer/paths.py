@@ -1,0 +1,171 @@
+"""Finding and replacing files below a root without ever following a symbolic link.
+
+Every step opens one directory from the descriptor of the one above it, so a link swapped in
+while we look leads nowhere (DESIGN, "A file", 1; "What may never happen", 9).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from splitferry_protocol.paths import path_problem
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+PERMANENT = {
+    errno.EISDIR: "a directory stands there",
+    errno.EEXIST: "a directory stands there",
+    errno.ENOTEMPTY: "a directory stands there",
+    errno.ENOTDIR: "the path leads through a file or a symbolic link",
+    errno.ELOOP: "the path leads through a symbolic link",
+    errno.ENAMETOOLONG: "the file system does not take names of this length",
+    errno.EILSEQ: "the file system does not take this name",
+    errno.EXDEV: "another file system is mounted below the root there",
+    errno.EFBIG: "the file system does not take files of this size",
+}
+"""What no waiting heals, as a cause for people."""
+
+
+class Obstructed(Exception):
+    """The item's path cannot be used, and waiting does not help. The message is the cause."""
+
+
+@contextmanager
+def _permanent() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in PERMANENT:
+            raise Obstructed(PERMANENT[error.errno]) from error
+        raise
+
+
+def open_directory(name: str, parent: int, create_mode: int | None = None) -> int:
+    """Open the directory `name` in `parent`, made first if `create_mode` is given.
+
+    Raises:
+        OSError: among others ENOTDIR for a file or a symbolic link.
+    """
+    if create_mode is not None:
+        with suppress(FileExistsError):
+            os.mkdir(name, create_mode, dir_fd=parent)
+    return os.open(name, DIRECTORY, dir_fd=parent)
+
+
+class Tree:
+    """The files below a root. `root` is the descriptor of a directory, and stays the caller's.
+
+    `mode` is that of published files; directories on their way get the matching search bits.
+    """
+
+    def __init__(self, root: int, mode: int) -> None:
+        self._root = root
+        self._directory_mode = mode | 0o300 | (mode & 0o044) >> 2
+
+    @contextmanager
+    def _parent(self, segments: Sequence[str], create: bool = False) -> Iterator[int]:
+        descriptor = os.dup(self._root)
+        try:
+            for segment in segments[:-1]:
+                below = open_directory(
+                    segment, descriptor, self._directory_mode if create else None
+                )
+                os.close(descriptor)
+                descriptor = below
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _segments(unique_id: str) -> list[str]:
+        problem = path_problem(unique_id)
+        if problem is not None:
+            raise Obstructed(problem)
+        return unique_id.split("/")
+
+    def check(self, unique_id: str) -> None:
+        """Look whether a file can be put at `unique_id`; nothing is made. Blocks.
+
+        Raises:
+            Obstructed: it cannot.
+            OSError: it could not be found out.
+        """
+        segments = self._segments(unique_id)
+        with suppress(FileNotFoundError), _permanent(), self._parent(segments) as parent:
+            self._check_name(parent, segments[-1])
+
+    @staticmethod
+    def _check_name(parent: int, name: str) -> None:
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+        if stat.S_ISLNK(found):
+            raise Obstructed("a symbolic link stands there")
+        if stat.S_ISDIR(found):
+            raise Obstructed("a directory stands there")
+
+    def place(self, source: str, source_directory: int, unique_id: str) -> None:
+        """Rename `source` to `unique_id`, over the file that is there. Blocks; syncs nothing.
+
+        Raises:
+            Obstructed: nothing was renamed, and nothing will be.
+            FileNotFoundError: `source`, or a directory made for it a moment ago, is not there.
+            OSError: may heal.
+        """
+        segments = self._segments(unique_id)
+        with _permanent(), self._parent(segments, create=True) as parent:
+            with suppress(FileNotFoundError):
+                self._check_name(parent, segments[-1])
+            os.rename(source, segments[-1], src_dir_fd=source_directory, dst_dir_fd=parent)
+
+    def sync(self, unique_ids: Iterable[str]) -> dict[str, OSError]:
+        """Make the names durable: fsync every directory from the root to each file, once.
+
+        All of them, not only those made now: one that a crashed owner made has perhaps never
+        been synced. Returns what failed, by unique id. Blocks.
+        """
+        synced: dict[tuple[str, ...], OSError | None] = {}
+        failed: dict[str, OSError] = {}
+        for unique_id in unique_ids:
+            segments = self._segments(unique_id)
+            for depth in range(1, len(segments) + 1):
+                above = tuple(segments[:depth])
+                directory = above[:-1]
+                if directory not in synced:
+                    synced[directory] = self._sync_parent(above)
+                error = synced[directory]
+                if error is not None:
+                    failed[unique_id] = error
+                    break
+        return failed
+
+    def _sync_parent(self, segments: Sequence[str]) -> OSError | None:
+        try:
+            with self._parent(segments) as parent:
+                os.fsync(parent)
+        except OSError as error:
+            return error
+        return None
+
+    def holds(self, unique_id: str, size: int, sha256: bytes) -> bool:
+        """Whether the file at `unique_id` has exactly these bytes. Reads it all; blocks."""
+        segments = self._segments(unique_id)
+        try:
+            with self._parent(segments) as parent:
+                file = os.open(
+                    segments[-1],
+                    os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
+                    dir_fd=parent,
+                )
+        except OSError as error:
+            if error.errno in {errno.ENOENT, *PERMANENT}:
+                return False
+            raise
+        with open(file, "rb") as stream:
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+                return False
+            return hashlib.file_digest(stream, "sha256").digest() == sha256

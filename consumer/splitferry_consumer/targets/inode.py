@@ -1,0 +1,136 @@
+"""The bytes of one item on a descriptor: what files and shared memory have in common."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from splitferry_consumer.coverage import Coverage
+
+from . import Refused
+
+STEP = 16 * 1024 * 1024
+"""Bytes reserved ahead at most."""
+OFFSET_MAX = 2**63 - 1
+"""POSIX file offsets are signed."""
+_PAGE = 4096
+
+
+class Inode:
+    """Owns `descriptor`. Not for two threads at once; every method blocks.
+
+    `admit(size)` is asked before room for `size` more bytes is reserved, and raises if there
+    is none; `release(size)` takes back what it had granted.
+    """
+
+    def __init__(
+        self, descriptor: int, admit: Callable[[int], None], release: Callable[[int], None]
+    ) -> None:
+        self.descriptor = descriptor
+        self._admit = admit
+        self._release = release
+        self._written = Coverage()
+        self._reserved = Coverage()
+        self._granted: list[int] = []
+
+    @property
+    def charged(self) -> int:
+        """Bytes granted by `admit` and not released."""
+        return sum(self._granted)
+
+    def write_at(self, offset: int, data: memoryview | bytes) -> None:
+        """Write all of `data`, however short the single writes are.
+
+        Raises:
+            OSError: also EFBIG for an offset that no file can have.
+            Refused: from `admit`.
+        """
+        rest, end = memoryview(data), offset + len(data)
+        if end > OFFSET_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        self._reserve(offset, end)
+        position = offset
+        while rest:
+            written = os.pwrite(self.descriptor, rest, position)
+            if not written:
+                raise OSError(errno.EIO, "a write wrote nothing")
+            rest, position = rest[written:], position + written
+        self._written.add(offset, end)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            part = os.pread(self.descriptor, size, offset)
+            if not part:
+                raise OSError(errno.EIO, f"the file ends before byte {offset}")
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def trim(self, size: int) -> bool:
+        """Cut off what was reserved behind the item, before nothing more is written.
+
+        Returns False if not exactly `size` bytes were written. Raises OSError.
+        """
+        if self._written.missing(0, size) or self._written.end > size:
+            return False
+        os.ftruncate(self.descriptor, size)
+        granted, kept = self.charged, size + -size % _PAGE
+        self._granted[:] = [kept]
+        self._release(granted - kept)
+        return True
+
+    def release(self) -> None:
+        """Give back what was granted. Any thread may call it, any number of times."""
+        with suppress(IndexError):
+            while True:
+                self._release(self._granted.pop())
+
+    def close(self) -> None:
+        self.release()
+        os.close(self.descriptor)
+
+    def _reserve(self, start: int, end: int) -> None:
+        """Reserve what is written now and as much again as the run of bytes that it carries on.
+
+        So a large item needs few steps, and nobody fills the disk with a few bytes here and
+        there: what is reserved stays below twice what was written, and a page for each gap.
+        """
+        if not self._reserved.missing(start, end):
+            return
+        run = self._written.covered(max(0, start - STEP), start)
+        ahead = run[-1][1] - run[-1][0] if run and run[-1][1] == start else 0
+        if ahead:
+            # Where there is no room to go ahead there may still be room for these bytes.
+            with suppress(OSError, Refused):
+                self._allocate(start, end + ahead)
+                return
+        self._allocate(start, end)
+
+    def _allocate(self, start: int, end: int) -> None:
+        first, last = start - start % _PAGE, min(end + -end % _PAGE, OFFSET_MAX)
+        for gap, gap_end in self._reserved.missing(first, last):
+            self._admit(gap_end - gap)
+            try:
+                _fallocate(self.descriptor, gap, gap_end - gap)
+            except OSError:
+                self._release(gap_end - gap)
+                raise
+            self._granted.append(gap_end - gap)
+            self._reserved.add(gap, gap_end)
+
+
+def _fallocate(descriptor: int, offset: int, size: int) -> None:
+    before = os.fstat(descriptor).st_size
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, offset, size)
+    except OSError as error:
+        if error.errno in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+            return  # This file system cannot reserve: the writes find room or fail.
+        # What a failed call did get stays taken, and keeps the disk full, until it is cut off.
+        with suppress(OSError):
+            os.ftruncate(descriptor, before)
+        raise

@@ -1,0 +1,329 @@
+"""Items as named shared memory, which another process on this host opens (DESIGN, "Memory").
+
+    /dev/shm/splitferry-OWNER/lock      locked while that process lives; holds its lifetime
+    /dev/shm/splitferry-OWNER/N.part    the bytes of one request on their way in
+    /dev/shm/splitferry-OWNER-N         a segment whose name was announced
+
+POSIX shared memory is files in a tmpfs, so writing is the same as for files. There is no
+catalogue: two owners of a request make two segments, and the only result that commits names one.
+
+An announced segment lives for the target's lifetime, counted from the announcement, or until a
+reader frees it. That holds beyond `close` and beyond the death of the process: a reader may come
+to the result later than the consumer's restart. What has outlived its time is removed by the
+next sweep of any target on this host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import ExitStack, suppress
+from typing import TypeVar
+
+import structlog
+
+from splitferry_consumer.paths import DIRECTORY, PERMANENT
+from splitferry_consumer.segment import DIRECTORY as SHARED_MEMORY
+from splitferry_consumer.segment import PREFIX
+from splitferry_consumer.targets import Condemned, Item, Refused, TargetUnusable, Verdict
+from splitferry_consumer.targets.inode import Inode
+from splitferry_consumer.targets.limit import MemoryLimit
+from splitferry_consumer.targets.owner import Owner
+from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed
+from splitferry_protocol.records import Status
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+LIFETIME = 600.0
+"""Seconds that an announced segment stays."""
+
+
+class MemoryTarget:
+    """Makes segments in the shared memory of this host. Needs Linux; elsewhere it refuses all."""
+
+    def __init__(
+        self,
+        limit: MemoryLimit,
+        *,
+        lifetime: float = LIFETIME,
+        mode: int = 0o600,
+        executor: Executor | None = None,
+    ) -> None:
+        """As `open`, but blocks."""
+        self.limit = limit
+        self.lifetime = lifetime
+        self.mode = mode
+        self.host = socket.gethostname()
+        self.supported = sys.platform == "linux"
+        self.closed = False
+        self._executor = executor
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._announced: dict[str, tuple[int, float]] = {}
+        """Bytes, and the monotonic time in seconds when the lifetime ends, by name."""
+        self._resources = ExitStack()
+        if self.supported:
+            try:
+                self._set_up()
+            except OSError as error:
+                self._resources.close()
+                raise TargetUnusable(
+                    f"cannot use shared memory in {SHARED_MEMORY}: {error.strerror}: "
+                    "mount a tmpfs there that this user may write to"
+                ) from error
+            self._sweep()
+
+    def _set_up(self) -> None:
+        self.directory = os.open(SHARED_MEMORY, DIRECTORY)
+        self._resources.callback(os.close, self.directory)
+        self.owner = Owner.create(self.directory, PREFIX)
+        self._resources.callback(self.owner.release)
+        # For those who clean up after us.
+        os.pwrite(self.owner.lock, str(self.lifetime).encode(), 0)
+
+    @classmethod
+    async def open(
+        cls,
+        limit: MemoryLimit,
+        *,
+        lifetime: float = LIFETIME,
+        mode: int = 0o600,
+        executor: Executor | None = None,
+    ) -> MemoryTarget:
+        """Set up the target, and remove what dead owners left beyond its lifetime.
+
+        Args:
+            limit: bounds the bytes of segments on their way in and announced ones together.
+            lifetime: seconds that an announced segment stays.
+            mode: of the segments.
+            executor: for blocking work; by default the loop's.
+
+        Raises:
+            TargetUnusable: one line for people, with cause and remedy.
+        """
+
+        def make() -> MemoryTarget:
+            return cls(limit, lifetime=lifetime, mode=mode, executor=executor)
+
+        return await asyncio.get_running_loop().run_in_executor(executor, make)
+
+    def begin(self, item: Item) -> SegmentIncoming:
+        """See `Target.begin`. Raises Refused where there is no such shared memory."""
+        if not self.supported:
+            reason = "this consumer's system has no shared memory in /dev/shm: it needs Linux"
+            raise Refused(BatchTransferFailed(item.key.request, reason))
+        return SegmentIncoming(self, item, next(self._numbers))
+
+    async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
+        """Nothing: this target keeps no verdicts."""
+
+    async def sweep(self) -> None:
+        """Remove the segments beyond their lifetime, and all that dead owners left unfinished.
+
+        Worth calling every few seconds. Problems are logged, and met again by the next sweep.
+        """
+        if self.supported:
+            await self.in_thread(self._sweep)
+
+    def close(self) -> None:
+        """Remove what is unfinished; announced segments live on to their time. Blocks."""
+        with self._resources:
+            if self.supported and not self.closed:
+                self._expire()
+                self.closed = True
+                try:
+                    self._clear(self.owner, self.lifetime)
+                except OSError as error:
+                    log.warning("shared memory stays behind", cause=str(error))
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def admit(self, item: Item, held: int, size: int) -> None:
+        """Grant `size` bytes more. Raises OSError, Refused."""
+        try:
+            self.limit.take(item, held, size)
+        except OSError:
+            self._expire()
+            self.limit.take(item, held, size)
+
+    def announce(self, name: str, size: int) -> None:
+        with self._lock:
+            self._announced[name] = (size, time.monotonic() + self.lifetime)
+
+    def retract(self, name: str) -> None:
+        """Unlink an announced segment."""
+        self.unlink(name)
+        with self._lock:
+            size, _ = self._announced.pop(name, (0, 0.0))
+        self.limit.give(size)
+
+    def unlink(self, name: str) -> None:
+        if self.closed:
+            return
+        try:
+            os.unlink(name, dir_fd=self.directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("a segment stays behind", name=name, cause=str(error))
+
+    def _expire(self) -> None:
+        """Take back the segments of ours whose time is over, or which a reader has freed."""
+        with self._lock:
+            announced = list(self._announced.items())
+        for name, (_, end) in announced:
+            if time.monotonic() >= end or not os.path.exists(f"{SHARED_MEMORY}/{name}"):
+                self.retract(name)
+
+    def _sweep(self) -> None:
+        self._expire()
+        for name in os.listdir(self.directory):
+            owner_name, _, number = name.removeprefix(PREFIX).partition("-")
+            if not name.startswith(PREFIX) or number or PREFIX + owner_name == self.owner.name:
+                continue
+            try:
+                with Owner.dead(self.directory, name) as owner:
+                    if owner is not None:
+                        self._clear(owner, _lifetime(owner, self.lifetime))
+            except OSError as error:  # Among others: another user's.
+                log.debug("could not clear", owner=name, cause=str(error))
+
+    def _clear(self, owner: Owner, lifetime: float) -> None:
+        """Remove what a dead owner left unfinished or beyond its lifetime, then its directory."""
+        for name in owner.files():
+            os.unlink(name, dir_fd=owner.directory)
+        alive = False
+        for name in os.listdir(self.directory):
+            if name.startswith(f"{owner.name}-"):
+                with suppress(FileNotFoundError):
+                    announced = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
+                    if time.time() - announced.st_mtime >= lifetime:
+                        os.unlink(name, dir_fd=self.directory)
+                    else:
+                        alive = True
+        if not alive:
+            owner.remove()
+
+
+def _lifetime(owner: Owner, default: float) -> float:
+    try:
+        return float(os.pread(owner.lock, 32, 0))
+    except ValueError:  # It died before it had written its lifetime, so it announced nothing.
+        return default
+
+
+class SegmentIncoming:
+    """One segment on its way in; see `Incoming`."""
+
+    def __init__(self, target: MemoryTarget, item: Item, number: int) -> None:
+        self._target = target
+        self._item = item
+        self._part = f"{number}.part"
+        self._name = f"{target.owner.name}-{number}"
+        self._lock = threading.Lock()
+        self._inode: Inode | None = None
+        self._dropped = False
+        self._verdict: Verdict | None = None
+
+    def write_at(self, offset: int, data: memoryview | bytes) -> None:
+        with self._lock:
+            inode = self._begun()
+            try:
+                inode.write_at(offset, data)
+            except OSError as error:
+                if error.errno in PERMANENT:
+                    cause = PERMANENT[error.errno]
+                    raise Refused(WriteDataFailed(self._item.key.request, cause)) from error
+                raise
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        with self._lock:
+            return self._begun().read_at(offset, size)
+
+    async def settle(self, proposal: Verdict) -> Verdict:
+        """See `Incoming.settle`. A completed segment has its final name from now on."""
+        if self._verdict is None:
+            if proposal.status is Status.COMPLETED:
+                assert proposal.size is not None
+                size = proposal.size
+                verdict = await self._target.in_thread(lambda: self._finish(proposal, size))
+            else:
+                verdict = self._verdict = proposal
+                await self._target.in_thread(self.discard)
+            return verdict
+        return self._verdict
+
+    def discard(self) -> None:
+        """See `Incoming.discard`. After `settle`: takes the segment away, as if it never was.
+
+        To be called when the result that names it was not committed; without it the segment
+        stays for its lifetime.
+        """
+        with self._lock:
+            if self._dropped:
+                return
+            self._dropped = True
+            if self._inode is not None:
+                with suppress(OSError):
+                    self._inode.close()
+                self._target.unlink(f"{self._target.owner.name}/{self._part}")
+            elif self._verdict is not None:
+                self._target.retract(self._name)
+
+    def _begun(self) -> Inode:
+        if self._dropped or self._verdict is not None or self._target.closed:
+            raise Condemned("the bytes were dropped or announced")
+        if self._inode is None:
+            descriptor = os.open(
+                self._part,
+                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o600,
+                dir_fd=self._target.owner.directory,
+            )
+            self._inode = Inode(descriptor, self._admit, self._target.limit.give)
+        return self._inode
+
+    def _admit(self, size: int) -> None:
+        held = 0 if self._inode is None else self._inode.charged
+        self._target.admit(self._item, held, size)
+
+    def _finish(self, proposal: Verdict, size: int) -> Verdict:
+        """Give the segment its final name. Raises OSError, Condemned."""
+        with self._lock:
+            if self._verdict is not None:
+                return self._verdict
+            inode = self._begun()
+            if not inode.trim(size):
+                raise Condemned(f"not exactly the item's {size} bytes were written")
+            if size == 0:
+                os.pwrite(inode.descriptor, b"\0", 0)  # Nothing can map an empty file.
+            os.fchmod(inode.descriptor, self._target.mode)
+            os.utime(inode.descriptor)  # A dead owner's segment is as old as its announcement.
+            os.rename(
+                self._part,
+                self._name,
+                src_dir_fd=self._target.owner.directory,
+                dst_dir_fd=self._target.directory,
+            )
+            # The file's place in the limit goes over to the announced one.
+            self._target.announce(self._name, inode.charged)
+            os.close(inode.descriptor)
+            self._inode = None
+            self._verdict = Verdict(
+                Status.COMPLETED,
+                None,
+                size,
+                proposal.sha256,
+                {"shm": self._name, "host": self._target.host},
+            )
+            return self._verdict
