@@ -39,6 +39,10 @@ class UnknownTopic(ProducerError):
         self.topic = topic
 
 
+class TooFewPartitions(ProducerError):
+    """The results topic has fewer partitions than the splits topic (WIRE, "Topics")."""
+
+
 class MissingRights(ProducerError):
     """Attributes: `right`, the ACL operation that is missing, and `resource`, what it is on."""
 
