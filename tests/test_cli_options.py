@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from splitferry_cli.command import COMMON, Command, Common, Root
+from splitferry_cli.command import Command, Common, Root
 from splitferry_cli.options import Option, defaults_from, option
 
 
@@ -18,7 +18,7 @@ from splitferry_cli.options import Option, defaults_from, option
 def tree() -> tuple[Root, dict[str, Any]]:
     """A root with one command and a nested one, and what the last run was given."""
     seen: dict[str, Any] = {}
-    root = Root("splitferry", examples="splitferry", params=list(COMMON))
+    root = Root("splitferry", examples="splitferry")
 
     @root.command("move", cls=Command, examples="splitferry move")
     @option("--split-size", type=int, default=1)

@@ -10,7 +10,17 @@ from typing import Any, TypeAlias
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import NoError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NoError,
+    NotCoordinatorForGroupError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from aiokafka.structs import OffsetAndMetadata
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from splitferry_protocol.connection import ConnectionSettings
 
@@ -19,6 +29,12 @@ from .topic_rules import Topic
 Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
 POLL_MS = 500
 FETCH_BYTES = 4 * 1024 * 1024
+COORDINATOR_SECONDS = 15
+_COORDINATOR_MOVES = (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+)
 
 
 class Cluster:
@@ -58,9 +74,9 @@ class Cluster:
         self, name: str, partitions: int, replication: int, settings: Mapping[str, str]
     ) -> bool:
         """Create a topic; False: it was there. `replication` -1 is the broker's default."""
-        topic = NewTopic(name, partitions, replication, {}, dict(settings))
-        if replication != -1:
-            topic = NewTopic(name, partitions, replication, None, dict(settings))
+        # aiokafka takes a -1 only together with an assignment, be it an empty one.
+        assignment: dict[int, int] | None = {} if replication == -1 else None
+        topic = NewTopic(name, partitions, replication, assignment, dict(settings))
         response: Any = await self._client.create_topics([topic])
         for answer in response.topic_errors:
             if for_code(answer[1]) is TopicAlreadyExistsError:
@@ -68,9 +84,25 @@ class Cluster:
             _check(answer[1], f"{name}: {answer[2]}")
         return True
 
+    async def delete(self, names: Sequence[str]) -> None:
+        """Delete the topics that are there."""
+        response: Any = await self._client.delete_topics(list(names))
+        for name, code in response.topic_error_codes:
+            if for_code(code) is not UnknownTopicOrPartitionError:
+                _check(code, name)
+
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         """The group's committed offset by partition, where there is one."""
-        offsets = await self._client.list_consumer_group_offsets(group)
+        offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+        # A cluster that has had no group yet first makes the topic for their offsets.
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(_COORDINATOR_MOVES),
+            stop=stop_after_delay(COORDINATOR_SECONDS),
+            wait=wait_fixed(0.2),
+            reraise=True,
+        ):
+            with attempt:
+                offsets = await self._client.list_consumer_group_offsets(group)
         return {
             where.partition: held.offset
             for where, held in offsets.items()

@@ -9,7 +9,7 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -36,7 +36,8 @@ class Common:
     connection: ConnectionSettings
     names: Names
     output: Output
-    verbose: bool
+    environment: Mapping[str, str]
+    """The options of the connection, as a child process takes them."""
 
 
 def _apply_config(ctx: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
@@ -106,7 +107,7 @@ COMMON: Sequence[Option] = (
 )
 
 
-def _connection(given: dict[str, Any]) -> ConnectionSettings:
+def _connection(given: dict[str, Any], ctx: click.Context) -> ConnectionSettings:
     """Take what belongs to the connection out of `given`. Raises click.UsageError."""
     password_file: Path | None = given.pop("sasl_password_file")
     try:
@@ -114,7 +115,7 @@ def _connection(given: dict[str, Any]) -> ConnectionSettings:
             None if password_file is None else password_file.read_text("utf-8").rstrip("\r\n")
         )
     except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"cannot read --sasl-password-file: {error}") from error
+        raise click.UsageError(f"cannot read --sasl-password-file: {error}", ctx) from error
     names = [field.name for field in fields(ConnectionSettings) if field.name != "sasl_password"]
     values = {name: given.pop(name) for name in names}
     try:
@@ -127,10 +128,11 @@ def _connection(given: dict[str, Any]) -> ConnectionSettings:
         said = str(error).replace("sasl_password", "sasl_password_file")
         for name in (*names, "sasl_password_file"):
             said = re.sub(rf"\b{name}\b", f"--{name.replace('_', '-')}", said)
-        raise click.UsageError(said) from error
+        raise click.UsageError(said, ctx) from error
     except OSError as error:
         raise click.UsageError(
-            f"a file of --ssl-cafile, --ssl-certfile, --ssl-keyfile is not a fitting PEM: {error}"
+            f"a file of --ssl-cafile, --ssl-certfile, --ssl-keyfile is not a fitting PEM: {error}",
+            ctx,
         ) from error
     return connection
 
@@ -155,6 +157,17 @@ class Command(click.Command):
         self.service = service
         self.params += COMMON
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, common in (("Options", False), ("Common options", True)):
+            shown = [
+                param
+                for param in self.get_params(ctx)
+                if isinstance(param, click.Option) and (param in COMMON) is common
+            ]
+            rows = [row for param in shown if (row := param.get_help_record(ctx)) is not None]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _examples(formatter, self.examples)
 
@@ -169,14 +182,18 @@ class Command(click.Command):
                 "--splits-topic, --results-topic and --dead-letters-topic need different names", ctx
             )
         output = Output(as_json=given.pop("as_json"))
-        try:
-            connection = _connection(given)
-        except click.UsageError as error:
-            error.ctx = ctx
-            raise
-        ctx.obj = Common(connection, names, output, verbose)
+        environment = {
+            param.variable: str(given[param.name])
+            for param in COMMON
+            if given.get(param.name) is not None
+        }
+        connection = _connection(given, ctx)
+        ctx.obj = Common(connection, names, output, environment)
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
@@ -193,11 +210,12 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A command with subcommands of its own."""
+    """A command with subcommands; the common options given to it count for all of them."""
 
     def __init__(self, *args: Any, examples: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
+        self.params += COMMON
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _examples(formatter, self.examples)

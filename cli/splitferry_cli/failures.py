@@ -8,6 +8,8 @@ import ssl
 import click
 from aiokafka import errors as kafka
 
+from splitferry_producer import ProducerError
+
 NO_BROKER = (
     "no Kafka broker answers at {servers}: start one with 'splitferry broker', "
     "or name yours with --bootstrap-servers"
@@ -36,6 +38,8 @@ def explain(error: BaseException, servers: str) -> str | None:
         servers: the bootstrap servers in use.
     """
     match error:
+        case ProducerError():
+            return error.message
         case BaseExceptionGroup():
             return explain(error.exceptions[0], servers)
         case kafka.SaslAuthenticationFailed() | kafka.AuthenticationFailedError():
@@ -69,7 +73,7 @@ def explain(error: BaseException, servers: str) -> str | None:
         case kafka.KafkaTimeoutError() | kafka.RequestTimedOutError() | TimeoutError():
             return f"the broker at {servers} did not answer in time"
         case kafka.KafkaError():
-            return f"Kafka: {error}"
+            return f"Kafka: {_said(error, str(error))}"
         case ssl.SSLError():
             return f"TLS: {error}: check --ssl-cafile, --ssl-certfile and --ssl-keyfile"
         case OSError():

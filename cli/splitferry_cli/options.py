@@ -28,7 +28,12 @@ class Option(click.Option):
 
     def __init__(self, declarations: Sequence[str], **attributes: Any) -> None:
         super().__init__(declarations, **{"show_envvar": True, "show_default": True, **attributes})
-        self.envvar = ENVIRONMENT_PREFIX + self.key.upper()
+        self.envvar = self.variable
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return ENVIRONMENT_PREFIX + self.key.upper()
 
     @property
     def key(self) -> str:

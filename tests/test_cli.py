@@ -1,0 +1,209 @@
+"""The command tree: help, examples, environment variables, messages, output."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import pytest
+from aiokafka import errors as kafka
+from click.testing import CliRunner
+
+from splitferry_cli.app import splitferry
+from splitferry_cli.failures import explain
+from splitferry_cli.logs import demote_retries
+from splitferry_cli.output import human_size, plain, result_fields, result_text
+from splitferry_producer import ProducerError
+from splitferry_protocol.errors import BatchTransferFailed
+from splitferry_protocol.ids import RequestId
+from splitferry_protocol.records import Block, Input, Result, Status
+
+
+def commands(
+    command: click.Command = splitferry, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, sub in command.commands.items():
+            yield from commands(sub, (*path, name))
+
+
+ALL = list(commands())
+IDS = [" ".join(path) or "splitferry" for path, _ in ALL]
+
+
+def test_the_commands_are_those_of_the_contract() -> None:
+    assert set(IDS) == {
+        *("splitferry", "consume", "send", "result", "abort", "topics", "topics create"),
+        *("topics check", "broker", "demo"),
+    }
+
+
+@pytest.mark.parametrize("path", [path for path, _ in ALL], ids=IDS)
+def test_help_has_examples(path: tuple[str, ...]) -> None:
+    outcome = CliRunner().invoke(splitferry, [*path, "--help"], prog_name="splitferry")
+    assert outcome.exit_code == 0
+    _, _, examples = outcome.output.partition("Examples:\n")
+    assert f"splitferry {' '.join(path)}".strip() in examples
+
+
+@pytest.mark.parametrize("command", [command for _, command in ALL], ids=IDS)
+def test_every_option_has_its_environment_variable(command: click.Command) -> None:
+    for param in command.params:
+        if isinstance(param, click.Option) and not param.is_eager:
+            longest = max(param.opts, key=len)
+            name = longest.removeprefix("--").replace("-", "_").upper()
+            assert param.envvar == f"SPLITFERRY_{name}", longest
+            assert param.show_envvar, longest
+
+
+@pytest.mark.parametrize("path", [path for path, _ in ALL], ids=IDS)
+def test_every_variable_and_the_file_are_shown_in_the_help(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(splitferry, [*path, "--help"], prog_name="splitferry").output
+    assert "SPLITFERRY_BOOTSTRAP_SERVERS" in shown
+    assert "SPLITFERRY_CONFIG" in shown
+
+
+def test_version() -> None:
+    outcome = CliRunner().invoke(splitferry, ["--version"], prog_name="splitferry")
+    assert outcome.exit_code == 0
+    assert outcome.output.startswith("splitferry, version ")
+
+
+def test_shell_completion_knows_the_commands() -> None:
+    env = {
+        "_SPLITFERRY_COMPLETE": "bash_complete",
+        "COMP_WORDS": "splitferry co",
+        "COMP_CWORD": "1",
+    }
+    outcome = CliRunner().invoke(splitferry, [], env=env, prog_name="splitferry")
+    assert outcome.output.split() == ["plain,consume"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["conusme"], "consume"),
+        (["send"], "PATH"),
+        (["send", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
+        (["send", "-"], "--unique-id"),
+        (["send", __file__, "--split-size", "17MiB"], "at most 16777216"),
+        (["send", __file__, "--split-size", "lots"], "512KiB"),
+        (["send", __file__, "--timeout", "nan"], "above 0"),
+        (["send", __file__, "--unique-id", "../up"], "segment . or .."),
+        (["send", __file__, __file__], "same unique id"),
+        (["send", __file__, "/tmp", "--unique-id", "x"], "single item"),
+        (["send", __file__, "--node-id", "4294967296"], "--node-id"),
+        (["send", __file__, "--label", "x"], "KEY=VALUE"),
+        (["consume"], "--root"),
+        (["consume", "--root", "/tmp", "--grace", "0"], "above 0"),
+        (["consume", "--root", __file__], "--root"),
+        (["result", "7"], "NODE-SEQUENCE"),
+        (["abort", "7-42"], "--reason"),
+        (["abort", "7-42", "--reason", "x" * 1025], "--reason"),
+        (["topics", "create", "--partitions", "0"], "--partitions"),
+        (["demo", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_one_line(args: list[str], said: str) -> None:
+    outcome = CliRunner().invoke(splitferry, args, prog_name="splitferry")
+    assert outcome.exit_code == 2
+    assert said in outcome.stderr
+    assert len(outcome.stderr.splitlines()) == 1
+    assert not outcome.stdout
+
+
+def test_no_command_shows_the_help() -> None:
+    outcome = CliRunner().invoke(splitferry, [], prog_name="splitferry")
+    assert outcome.exit_code == 2
+    assert "Commands:" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (kafka.KafkaConnectionError("x"), "splitferry broker"),
+        (kafka.UnknownTopicOrPartitionError("topic t does not exist"), "topics create"),
+        (kafka.TopicAuthorizationFailedError("t"), "rights"),
+        (kafka.GroupAuthorizationFailedError("g"), "rights"),
+        (kafka.SaslAuthenticationFailed("no"), "--sasl-password-file"),
+        (kafka.InvalidReplicationFactorError("t: too many"), "t: too many"),
+        (TimeoutError(), "in time"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "/x: the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied: give"),
+        (ProducerError("said so"), "said so"),
+        (ExceptionGroup("several", [OSError(errno.ENOSPC, "full")]), "disk is full"),
+    ],
+)
+def test_foreseen_errors_are_told_with_their_remedy(error: Exception, said: str) -> None:
+    assert said in str(explain(error, "b:1"))
+
+
+def test_an_unforeseen_error_is_not_explained() -> None:
+    assert explain(KeyError("x"), "b:1") is None
+
+
+def result(**changes: Any) -> Result:
+    return Result(
+        **{
+            "request": RequestId(7, 42),
+            "unique_id": "a/b",
+            "version": 3,
+            "block": Block.FILE,
+            "labels": {"k": "v"},
+            "group": "g",
+            "status": Status.COMPLETED,
+            "error": None,
+            "size": 2048,
+            "sha256": bytes(32),
+            "target": {"path": "a/b"},
+            "splits": 1,
+            "duplicates": 0,
+            "input": Input("t", 0, 1, 2),
+            "reply": None,
+            "repeat": False,
+            "finished_at": 1,
+            **changes,
+        }
+    )
+
+
+def test_a_result_for_programs() -> None:
+    told = json.loads(json.dumps(plain(result_fields(result()))))
+    assert told["request"] == "7-42"
+    assert told["sha256"] == "00" * 32
+    assert told["input"] == ["t", 0, 1, 2]
+    assert (told["status"], told["error"], told["size"]) == ("completed", None, 2048)
+    failed = result(status=Status.FAILED, error=BatchTransferFailed(RequestId(7, 42), "why"))
+    assert plain(result_fields(failed))["error"]["reason"] == "why"
+
+
+def test_a_result_for_people() -> None:
+    assert "a/b v3  2.0 KiB" in result_text(result()).plain
+    failed = result(status=Status.FAILED, error=BatchTransferFailed(RequestId(7, 42), "why"))
+    assert "BatchTransferFailed: request 7-42 failed: why" in result_text(failed).plain
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")]
+)
+def test_sizes_for_people(size: int, text: str) -> None:
+    assert human_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("message", "level"),
+    [
+        ("retrying. Error: <class 'aiokafka.errors.ConcurrentTransactions'>", logging.DEBUG),
+        ("retrying. Error: <class 'aiokafka.errors.NotEnoughReplicasError'>", logging.DEBUG),
+        ("Heartbeat failed for group x because it is rebalancing", logging.WARNING),
+    ],
+)
+def test_transaction_retries_are_no_warnings(message: str, level: int) -> None:
+    record = logging.LogRecord("aiokafka", logging.WARNING, "", 0, message, None, None)
+    demote_retries(record)
+    assert record.levelno == level
