@@ -380,6 +380,9 @@ def test_damage_is_the_cause_named_when_it_broke_a_field_too() -> None:
     broken = value.replace(b"\xa4file", b"\xa4fils")
     assert "CRC" in refusal(broken, crc_header(value)[1]).message
     assert refusal(broken, crc_header(broken)[1]).message.startswith("block: ")
+    unreadable = refusal(b"\xc1" + value[1:], crc_header(value)[1])
+    assert "CRC" in unreadable.message
+    assert unreadable.request is None
 
 
 def test_a_record_of_a_newer_version_is_never_tied() -> None:
