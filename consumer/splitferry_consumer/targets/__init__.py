@@ -97,5 +97,8 @@ class Target(Protocol):
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
         """Openings with a first offset below `before` cannot come back: forget their verdicts."""
 
+    async def sweep(self) -> None:
+        """Clear away what dead owners left, and what has had its time."""
+
     def close(self) -> None:
         """Give back what is held. Blocks."""

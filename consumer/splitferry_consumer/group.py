@@ -1,0 +1,399 @@
+"""The write group: one task per request that carries the ledger's decisions to the target.
+
+The ledger decides on the event loop, in the order of the log; the group writes in worker
+threads, at most one thread at a time for a request, so that a slow target holds up its own
+request and no other. The group reports back; it decides nothing about the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import structlog
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
+
+from splitferry_protocol.errors import (
+    BatchTransferFailed,
+    SplitTaskFailed,
+    WriteDataFailed,
+    WsDataError,
+)
+from splitferry_protocol.records import Block, Split, Status
+
+from .coverage import Coverage, Range
+from .flow import Gauge
+from .targets import Incoming, Item, Refused, Verdict
+
+log = structlog.get_logger(__name__)
+
+BATCH = 8 * 1024 * 1024
+"""Bytes handed to a worker thread at once: the hop costs little, and memory is let go often."""
+READ_BACK = 1024 * 1024
+"""Bytes read at once when the digest catches up from the target."""
+PAUSES = wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class WriteTask:
+    """Compare `overlaps` with what is there, then write `gaps`: ranges of the item in `split`."""
+
+    split: Split
+    gaps: Sequence[Range]
+    overlaps: Sequence[Range] = ()
+
+    def part(self, part: Range) -> memoryview:
+        payload = memoryview(self.split.payload)
+        return payload[part[0] - self.split.offset : part[1] - self.split.offset]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the request ended in the log. `size` and `sha256` are what the splits declared."""
+
+    status: Status
+    error: WsDataError | None = None
+    size: int | None = None
+    sha256: bytes | None = None
+
+
+class Reports(Protocol):
+    """Where a group tells what happened, on the event loop."""
+
+    def compared(self, same: bool) -> None:
+        """The comparison of the last submitted task is done (and its gaps are written)."""
+
+    def failed(self, error: WsDataError) -> None:
+        """The target will not take the request; it waits to be told how the request ends."""
+
+    def settled(self, verdict: Verdict) -> None:
+        """The outcome is final and durable."""
+
+    def broken(self, error: Exception) -> None:
+        """Nothing more can be said of this request by this owner: retake the partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all groups of a partition share."""
+
+    threads: Executor
+    gauge: Gauge
+    write_timeout: float
+    """Seconds for which a target is tried again before the request is given up."""
+
+
+class WriteSplitDataTaskGroup:
+    """Receives the bytes of one request. Subclasses name the kind of target in the log."""
+
+    write_error: ClassVar[str]
+
+    def __init__(
+        self, item: Item, block: Block, incoming: Incoming, workshop: Workshop, reports: Reports
+    ) -> None:
+        self.item = item
+        self._incoming = incoming
+        self._workshop = workshop
+        self._reports = reports
+        self._tasks: deque[WriteTask] = deque()
+        self._changed = asyncio.Event()
+        self._ending: Ending | None = None
+        self._failed = False
+        self._closed = False
+        self._thread: asyncio.Future[Any] | None = None
+        # Touched by worker threads only, one at a time.
+        self._written = Coverage()
+        self._digest = hashlib.sha256()
+        self._digested = 0
+        self._log = log.bind(
+            request=str(item.key.request),
+            partition=item.key.partition,
+            offset=item.key.first,
+            unique_id=item.unique_id,
+        )
+        self._log.debug("task group created", block=block.value, version=item.version)
+
+    @property
+    def expected_size(self) -> int | None:
+        """Bytes of the whole item, once the request has ended complete."""
+        return self._ending.size if self._ending else None
+
+    @property
+    def current_size(self) -> int:
+        """Bytes that are written."""
+        return self._written.size
+
+    def submit(self, task: WriteTask) -> None:
+        """Queue a task. Raises SplitTaskFailed when the group takes no more."""
+        if self._closed or self._ending is not None:
+            self._log.error("task submit error", index=task.split.index)
+            raise SplitTaskFailed(
+                self.item.key.request, task.split.index, "the request's channel is closed"
+            )
+        self._workshop.gauge.add(len(task.split.payload))
+        self._tasks.append(task)
+        self._changed.set()
+
+    def end(self, ending: Ending) -> None:
+        """The request has ended; settle it when what was submitted is written."""
+        self._ending = ending
+        self._changed.set()
+
+    async def process_tasks(self) -> Verdict:
+        """Take tasks until the request has ended and all is written, then settle it."""
+        while not self.try_complete():
+            await self._changed.wait()
+            self._changed.clear()
+            while self._tasks:
+                tasks = self._take()
+                try:
+                    if self._wanted:
+                        await self._write(tasks)
+                finally:
+                    self._let_go(tasks)
+        return await self._settle()
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether the bytes may still become an item."""
+        ending = self._ending
+        return not self._failed and (ending is None or ending.status is Status.COMPLETED)
+
+    def try_complete(self) -> bool:
+        """Whether the request has ended and nothing of it is left to write."""
+        if self._ending is None or self._tasks:
+            return False
+        return not self._wanted or self.current_size == self.expected_size
+
+    def _take(self) -> list[WriteTask]:
+        tasks, size = [], 0
+        while self._tasks and size < BATCH:
+            tasks.append(self._tasks.popleft())
+            size += len(tasks[-1].split.payload)
+        return tasks
+
+    def _let_go(self, tasks: Sequence[WriteTask]) -> None:
+        self._workshop.gauge.add(-sum(len(task.split.payload) for task in tasks))
+
+    # ---- writing
+
+    async def _write(self, tasks: list[WriteTask]) -> None:
+        """Carry out `tasks`, trying again while the target may heal."""
+        left = deque(tasks)
+        try:
+            same = await self._persist(lambda: self._in_thread(lambda: self._carry_out(left)))
+        except OSError as error:
+            self._give_up(WriteDataFailed(self.item.key.request, str(error)))
+        except Refused as refusal:
+            self._give_up(refusal.error)
+        else:
+            if same is not None:
+                self._reports.compared(same)
+
+    def _give_up(self, error: WsDataError) -> None:
+        self._failed = True
+        if self._ending is None:
+            self._reports.failed(error)
+        else:
+            self._ending = Ending(Status.FAILED, error)
+
+    async def _persist(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Await `action`, again after an OSError, until the write time-out."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(OSError),
+            wait=PAUSES,
+            stop=stop_after_delay(self._workshop.write_timeout),
+            before_sleep=self._note,
+            reraise=True,
+        )
+        async for attempt in retrying:
+            with attempt:
+                return await action()
+        raise AssertionError("unreachable")
+
+    def _note(self, attempt: RetryCallState) -> None:
+        assert attempt.outcome is not None
+        self._log.warning(
+            self.write_error,
+            at=self._written.prefix,
+            attempt=attempt.attempt_number,
+            error=str(attempt.outcome.exception()),
+        )
+
+    def _carry_out(self, left: deque[WriteTask]) -> bool | None:
+        """In a thread. Tasks leave `left` when done, so that a second try goes on with the rest.
+
+        Returns whether the overlaps of the last task were the same; None when it had none.
+        The ledger submits nothing behind a comparison before it knows how that went.
+        """
+        same: bool | None = None
+        while left:
+            task = left[0]
+            if task.overlaps:
+                same = all(
+                    self._incoming.read_at(start, end - start) == task.part((start, end))
+                    for start, end in task.overlaps
+                )
+            for gap in task.gaps if same is not False else ():
+                data = task.part(gap)
+                self._incoming.write_at(gap[0], data)
+                self._written.add(*gap)
+                if gap[0] == self._digested:
+                    self._digest.update(data)
+                    self._digested = gap[1]
+            left.popleft()
+        # After a gap has closed the digest follows from the target, a few steps at a time, so
+        # that neither the end has to wait for it nor the writes.
+        self._catch_up(min(self._written.prefix, self._digested + 2 * BATCH))
+        return same
+
+    def _catch_up(self, until: int) -> None:
+        """In a thread. Digest what was written, up to `until` bytes."""
+        while self._digested < until:
+            data = self._incoming.read_at(self._digested, min(READ_BACK, until - self._digested))
+            self._digest.update(data)
+            self._digested += len(data)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run `work` in a worker thread. A cancelled wait does not stop the thread: `close`
+        waits for it, since it uses the descriptor that is then closed."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._workshop.threads, work)
+        self._thread = future
+        return await asyncio.shield(future)
+
+    # ---- the end
+
+    async def _settle(self) -> Verdict:
+        proposal = await self._proposal()
+        started = asyncio.get_running_loop().time()
+        for attempt in count(1):
+            try:
+                settling = asyncio.ensure_future(self._incoming.settle(proposal))
+                self._thread = settling
+                return await asyncio.shield(settling)
+            except Refused as refusal:
+                proposal = Verdict(Status.FAILED, refusal.error)
+            except OSError as error:
+                # Without a verdict there is no result (DESIGN, "A file", 5), so even a failure
+                # is proposed until it is recorded. The partition reads on meanwhile.
+                elapsed = asyncio.get_running_loop().time() - started
+                self._log.warning(self.write_error, attempt=attempt, error=str(error))
+                late = elapsed > self._workshop.write_timeout
+                if late and proposal.status is Status.COMPLETED:
+                    failure = WriteDataFailed(self.item.key.request, str(error))
+                    proposal = Verdict(Status.FAILED, failure)
+                else:
+                    await asyncio.sleep(min(0.1 * attempt, 2.0))
+        raise AssertionError("unreachable")
+
+    async def _proposal(self) -> Verdict:
+        assert self._ending is not None
+        if self._wanted:
+            size = self._written.size
+            try:
+                await self._persist(lambda: self._in_thread(lambda: self._catch_up(size)))
+            except OSError as error:
+                self._give_up(WriteDataFailed(self.item.key.request, str(error)))
+        ending = self._ending
+        if ending.status is not Status.COMPLETED:
+            return Verdict(ending.status, ending.error)
+        digest = self._digest.digest()
+        if ending.sha256 not in (None, digest):
+            reason = (
+                f"the digest differs: the splits say {(ending.sha256 or b'').hex()}, "
+                f"their bytes make {digest.hex()}"
+            )
+            failure = BatchTransferFailed(self.item.key.request, reason)
+            return Verdict(Status.FAILED, failure, self._written.size, digest)
+        return Verdict(Status.COMPLETED, None, self._written.size, digest)
+
+    async def close(self, keep: bool) -> None:
+        """Take no more; let the thread at work end, then drop the bytes unless `keep`.
+
+        A settlement under way is let to its end too: dropping the temporary file between the
+        verdict and the rename would leave a verdict without its bytes.
+        """
+        self._closed = True
+        self._let_go(self._tasks)
+        self._tasks.clear()
+        if self._thread is not None:
+            await asyncio.wait([self._thread])
+            if not self._thread.cancelled():
+                self._thread.exception()
+        if not keep:
+            await asyncio.get_running_loop().run_in_executor(
+                self._workshop.threads, self._incoming.discard
+            )
+
+
+class WriteSplitDataTaskGroupToFile(WriteSplitDataTaskGroup):
+    write_error = "file write error"
+
+
+class WriteSplitDataTaskGroupToMem(WriteSplitDataTaskGroup):
+    write_error = "memory write error"
+
+
+GROUPS: dict[Block, type[WriteSplitDataTaskGroup]] = {
+    Block.FILE: WriteSplitDataTaskGroupToFile,
+    Block.MEM: WriteSplitDataTaskGroupToMem,
+}
+
+
+class WriteSplitDataTaskHandle:
+    """The partition's end of a write group."""
+
+    def __init__(self, group: WriteSplitDataTaskGroup, reports: Reports) -> None:
+        self._group = group
+        self._reports = reports
+        self._task = asyncio.create_task(
+            self._run(), name=f"request {group.item.key.request} from {group.item.key.first}"
+        )
+
+    async def _run(self) -> Verdict:
+        try:
+            verdict = await self._group.process_tasks()
+        except Exception as error:
+            self._reports.broken(error)
+            raise
+        self._reports.settled(verdict)
+        return verdict
+
+    def version(self) -> int:
+        """The version of the item that is being received."""
+        return self._group.item.version
+
+    def submit_split(self, task: WriteTask) -> None:
+        """Hand over a split. Raises SplitTaskFailed when the group takes no more."""
+        self._group.submit(task)
+
+    def end(self, ending: Ending) -> None:
+        """No split follows: settle the request."""
+        self._group.end(ending)
+
+    async def wait(self) -> Verdict:
+        """The outcome, when it is final. Raises what broke the group."""
+        return await asyncio.shield(self._task)
+
+    async def close(self, keep: bool = False) -> None:
+        """Stop the group, and drop the bytes unless `keep`. Never raises."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.exception()  # reported already
+        await self._group.close(keep)

@@ -1,0 +1,396 @@
+"""The aiokafka form of the transport. What it works around is measured in docs/DESIGN.md."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    IllegalStateError,
+    InvalidProducerEpoch,
+    KafkaError,
+    MessageSizeTooLargeError,
+    OffsetOutOfRangeError,
+    ProducerFenced,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
+from aiokafka.structs import OffsetAndMetadata
+
+from .transport import (
+    FateUnknown,
+    Fenced,
+    HangingTransaction,
+    Lost,
+    Outgoing,
+    OutOfRange,
+    Record,
+    Taken,
+    TooLarge,
+    TransportError,
+)
+
+log = structlog.get_logger(__name__)
+
+REQUEST_BOUND = 30.0
+"""Seconds after which a request to Kafka is given up: aiokafka itself would retry for ever."""
+STOP_BOUND = 5.0
+"""Seconds that closing a client may take; a broker that is gone would make it hang."""
+STALL_BOUND = 10.0
+"""Seconds without progress after which the end of the results counts as out of reach."""
+TRANSACTION_TIMEOUT = 60.0
+"""Seconds after which the broker aborts a transaction and fences its producer."""
+FETCH_BUDGET = 32 * 1024 * 1024
+"""Bytes of prefetched records of all partitions (DESIGN: idle buffering grows with them)."""
+FETCH_MAX = 4 * 1024 * 1024
+RECORD_MAX = 32 * 1024 * 1024
+"""Bytes: above every limit of the contract, so that the broker's limit decides."""
+
+_NOWHERE = TopicPartition("", -1)
+
+
+class StartError(Exception):
+    """The consumer cannot start; one line that names the cause and the remedy."""
+
+
+async def check_topics(
+    client_options: Mapping[str, Any], splits_topic: str, results_topic: str, dead_letters: str
+) -> None:
+    """The topics exist, and every splits partition has its results partition (WIRE, "Topics")."""
+    servers = client_options["bootstrap_servers"]
+    admin = AIOKafkaAdminClient(**client_options)
+    try:
+        async with asyncio.timeout(REQUEST_BOUND):
+            await admin.start()
+            topics = {
+                topic["topic"]: topic
+                for topic in await admin.describe_topics(
+                    [splits_topic, results_topic, dead_letters]
+                )
+            }
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise StartError(
+            f"no Kafka broker answers at {servers} ({_reason(error)}): start one, for example "
+            "with `splitferry broker`, or name another with --bootstrap-servers"
+        ) from error
+    finally:
+        await _bounded(admin.close())
+    for name in (splits_topic, results_topic, dead_letters):
+        code = topics[name]["error_code"] if name in topics else UnknownTopicOrPartitionError.errno
+        if code == TopicAuthorizationFailedError.errno:
+            raise StartError(f"no right to Describe topic {name}: an ACL must allow it")
+        if code:
+            raise StartError(
+                f"topic {name} does not exist: create it with `splitferry topics create`"
+            )
+    splits, results = (len(topics[name]["partitions"]) for name in (splits_topic, results_topic))
+    if results < splits:
+        raise StartError(
+            f"topic {results_topic} has {results} partitions, fewer than the {splits} of "
+            f"{splits_topic}: add partitions to it, at least as many"
+        )
+
+
+class AiokafkaTransport:
+    """One member of `group`; see `Transport` for what the methods promise."""
+
+    def __init__(
+        self,
+        client_options: Mapping[str, Any],
+        group: str,
+        splits_topic: str,
+        results_topic: str,
+        session_timeout: float,
+    ) -> None:
+        self._options = dict(client_options)
+        self._group = group
+        self._splits_topic = splits_topic
+        self._results_topic = results_topic
+        self._session_timeout = session_timeout
+        self._admin = AIOKafkaAdminClient(**self._options)
+        # One client asks for the bounds of logs: uncommitted, so that the end counts records
+        # of open transactions too.
+        self._bounds = AIOKafkaConsumer(**self._options, isolation_level="read_uncommitted")
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def start(self, taken: Taken, lost: Lost) -> None:
+        await self._admin.start()
+        await self._bounds.start()
+        topics = await self._admin.describe_topics([self._splits_topic])
+        partitions = max(1, len(topics[0]["partitions"]))
+        milliseconds = int(self._session_timeout * 1000)
+        self._consumer = AIOKafkaConsumer(
+            **self._options,
+            group_id=self._group,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            # A position outside the log must be heard of, not moved: see `poll`.
+            auto_offset_reset="none",
+            # The contract's own CRC-32C covers every value.
+            check_crcs=False,
+            max_partition_fetch_bytes=max(1024 * 1024, min(FETCH_MAX, FETCH_BUDGET // partitions)),
+            session_timeout_ms=milliseconds,
+            rebalance_timeout_ms=max(milliseconds, 30_000),
+            heartbeat_interval_ms=max(100, milliseconds // 4),
+            max_poll_interval_ms=300_000,
+            metadata_max_age_ms=30_000,
+        )
+        self._consumer.subscribe([self._splits_topic], listener=_Listener(self._park, taken, lost))
+        await self._consumer.start()
+
+    async def stop(self) -> None:
+        for client in (self._consumer, self._bounds):
+            if client is not None:
+                await _bounded(client.stop())
+        await _bounded(self._admin.close())
+
+    def _park(self, partitions: Collection[int]) -> None:
+        """Hold new partitions still until they are taken.
+
+        After a rejoin positions are back at the committed offset and pauses are gone, for kept
+        partitions too. A position, any, keeps aiokafka from looking one up itself.
+        """
+        for partition in partitions:
+            self.pause(partition)
+            self.seek(partition, 0)
+
+    # ---- the splits
+
+    async def poll(self, wanted: Collection[int], wait: float) -> Mapping[int, Sequence[Record]]:
+        assert self._consumer is not None
+        # Without partitions getmany would answer for all, and throw away what it holds of the
+        # paused ones; with one that is not ours it only waits.
+        asked = [TopicPartition(self._splits_topic, p) for p in wanted] or [_NOWHERE]
+        try:
+            batches = await self._consumer.getmany(*asked, timeout_ms=int(wait * 1000))
+        except OffsetOutOfRangeError as error:
+            raise OutOfRange([tp.partition for tp in error.args[0]]) from error
+        except KafkaError as error:
+            raise TransportError(_reason(error)) from error
+        return {
+            tp.partition: [
+                Record(r.offset, r.key, r.value, r.headers, r.timestamp) for r in records
+            ]
+            for tp, records in batches.items()
+        }
+
+    def seek(self, partition: int, offset: int) -> None:
+        assert self._consumer is not None
+        with suppress(IllegalStateError):  # not assigned any more: `lost` is on its way
+            self._consumer.seek(TopicPartition(self._splits_topic, partition), offset)
+
+    def pause(self, partition: int) -> None:
+        assert self._consumer is not None
+        with suppress(IllegalStateError):
+            self._consumer.pause(TopicPartition(self._splits_topic, partition))
+
+    def resume(self, partition: int) -> None:
+        assert self._consumer is not None
+        with suppress(IllegalStateError):
+            self._consumer.resume(TopicPartition(self._splits_topic, partition))
+
+    async def position(self, partition: int) -> int | None:
+        assert self._consumer is not None
+        tp = TopicPartition(self._splits_topic, partition)
+        if tp not in self._consumer.assignment():
+            return None
+        try:
+            position: int = await self._consumer.position(tp)
+        except (IllegalStateError, KafkaError):
+            return None
+        return position
+
+    def end(self, partition: int) -> int | None:
+        assert self._consumer is not None
+        tp = TopicPartition(self._splits_topic, partition)
+        if tp not in self._consumer.assignment():
+            return None
+        stable: int | None = self._consumer.last_stable_offset(tp)
+        return stable
+
+    # ---- taking
+
+    async def writer(self, partition: int) -> AiokafkaWriter:
+        producer = AIOKafkaProducer(
+            **self._options,
+            transactional_id=f"{self._group}/{self._splits_topic}/{partition}",
+            transaction_timeout_ms=int(TRANSACTION_TIMEOUT * 1000),
+            max_request_size=RECORD_MAX,
+            max_batch_size=256 * 1024,
+        )
+        try:
+            async with asyncio.timeout(REQUEST_BOUND):
+                await producer.start()  # asks for the epoch, which fences the previous owner
+        except BaseException as error:
+            await _bounded(producer.stop())
+            if isinstance(error, KafkaError | TimeoutError):
+                raise TransportError(f"no transactional producer: {_reason(error)}") from error
+            raise
+        source = TopicPartition(self._splits_topic, partition)
+        return AiokafkaWriter(producer, source, self._group)
+
+    async def committed(self, partition: int) -> tuple[int, str] | None:
+        tp = TopicPartition(self._splits_topic, partition)
+        offsets = await self._ask(
+            self._admin.list_consumer_group_offsets(self._group, partitions=[tp])
+        )
+        found = offsets.get(tp)
+        return None if found is None or found.offset < 0 else (found.offset, found.metadata)
+
+    async def splits_bounds(self, partition: int) -> tuple[int, int]:
+        return await self._log_bounds(TopicPartition(self._splits_topic, partition))
+
+    async def results_bounds(self, partition: int) -> tuple[int, int]:
+        return await self._log_bounds(TopicPartition(self._results_topic, partition))
+
+    async def _log_bounds(self, tp: TopicPartition) -> tuple[int, int]:
+        start = await self._ask(self._bounds.beginning_offsets([tp]))
+        end = await self._ask(self._bounds.end_offsets([tp]))
+        return start[tp], end[tp]
+
+    async def results(self, partition: int, start: int, end: int) -> AsyncIterator[Record]:
+        if start >= end:
+            return
+        tp = TopicPartition(self._results_topic, partition)
+        reader = AIOKafkaConsumer(
+            **self._options,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+        )
+        try:
+            await self._ask(reader.start())
+            reader.assign([tp])
+            reader.seek(tp, start)
+            # Aborted records and markers are passed over without being handed out, so it is
+            # the position that tells whether the end was reached.
+            position, moved = start, asyncio.get_running_loop().time()
+            while position < end:
+                for record in (await self._ask(reader.getmany(tp, timeout_ms=200))).get(tp, ()):
+                    if record.offset < end:
+                        yield Record(record.offset, record.key, record.value)
+                before, position = position, await reader.position(tp)
+                now = asyncio.get_running_loop().time()
+                if position > before:
+                    moved = now
+                elif now - moved > STALL_BOUND:
+                    raise HangingTransaction(
+                        f"the results from offset {position} to {end} of {tp.topic} partition "
+                        f"{partition} cannot be read: a transaction of another producer is open "
+                        "there; end it, or wait for its time-out"
+                    )
+        finally:
+            await _bounded(reader.stop())
+
+    async def _ask(self, request: Any) -> Any:
+        try:
+            async with asyncio.timeout(REQUEST_BOUND):
+                return await request
+        except (KafkaError, TimeoutError) as error:
+            raise TransportError(_reason(error)) from error
+
+
+class AiokafkaWriter:
+    """A transactional producer with the epoch it was given; see `Writer`."""
+
+    def __init__(self, producer: AIOKafkaProducer, source: TopicPartition, group: str) -> None:
+        self._producer = producer
+        self._source = source
+        self._group = group
+
+    async def publish(
+        self,
+        records: Sequence[Outgoing],
+        commit: Callable[[Sequence[int]], tuple[int, str]],
+    ) -> list[int]:
+        committing = False
+        try:
+            async with asyncio.timeout(REQUEST_BOUND):
+                await self._producer.begin_transaction()
+                # Every send is awaited before the commit: aiokafka commits a transaction
+                # whose batch has failed.
+                sent: list[Any] = await asyncio.gather(
+                    *[await self._send(record) for record in records], return_exceptions=True
+                )
+                _refuse(sent)
+                offsets = [metadata.offset for metadata in sent]
+                watermark, metadata = commit(offsets)
+                await self._producer.send_offsets_to_transaction(
+                    {self._source: OffsetAndMetadata(watermark, metadata)}, self._group
+                )
+                committing = True
+                await self._producer.commit_transaction()
+                return offsets
+        except (ProducerFenced, InvalidProducerEpoch) as error:
+            # Also while committing: the one who fenced us has settled what we left, and whether
+            # that was a commit stands in the log.
+            raise Fenced(_reason(error)) from error
+        except (KafkaError, TimeoutError) as error:
+            kind = FateUnknown if committing else TransportError
+            raise kind(_reason(error)) from error
+
+    async def _send(self, record: Outgoing) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any]
+        try:
+            future = await self._producer.send(
+                record.topic,
+                partition=record.partition,
+                key=record.key,
+                value=record.value,
+                headers=record.headers,
+            )
+        except MessageSizeTooLargeError as error:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+        return future
+
+    async def close(self) -> None:
+        await _bounded(self._producer.stop())
+
+
+class _Listener(ConsumerRebalanceListener):
+    def __init__(self, park: Callable[[Collection[int]], None], taken: Taken, lost: Lost) -> None:
+        self._park = park
+        self._taken = taken
+        self._lost = lost
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        partitions = [tp.partition for tp in assigned]
+        self._park(partitions)  # before anything is awaited, so before anything is fetched
+        await self._taken(partitions)
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        await self._lost([tp.partition for tp in revoked])
+
+
+def _refuse(sent: Sequence[Any]) -> None:
+    """Raise what made a send fail."""
+    failures: dict[bool, list[int]] = defaultdict(list)
+    for index, outcome in enumerate(sent):
+        if isinstance(outcome, BaseException):
+            failures[isinstance(outcome, MessageSizeTooLargeError)].append(index)
+    if failures[False]:
+        raise sent[failures[False][0]]
+    if failures[True]:
+        raise TooLarge(failures[True])
+
+
+async def _bounded(stopping: Any) -> None:
+    """Await the end of a client, but not for ever; what goes wrong in it is over with it."""
+    try:
+        async with asyncio.timeout(STOP_BOUND):
+            await stopping
+    except (KafkaError, TimeoutError, OSError) as error:
+        log.debug("a Kafka client did not stop cleanly", error=_reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return f"Kafka did not answer within {REQUEST_BOUND:.0f} s"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,362 @@
+"""One partition from taking to losing: feeds the ledger and carries out what it decides.
+
+Everything here runs on the event loop, and the steps that change state do not await: a record
+is read, decided and handed on before anything else can happen. What awaits is the publishing
+loop, which is the partition's task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from splitferry_protocol.codec import InvalidRecord, decode_record
+from splitferry_protocol.errors import BatchTransferFailed, WsDataError
+from splitferry_protocol.ids import RequestKey
+from splitferry_protocol.records import Abort, Block, Split, Status
+
+from .flow import Gauge
+from .group import GROUPS, Ending, Workshop, WriteSplitDataTaskHandle, WriteTask
+from .ledger import RESULTS_IN_A_TRANSACTION, Decision, Ledger, WriteSplit
+from .publisher import Publisher
+from .request import Phase, ReceiveState
+from .taking import Misfit, take
+from .targets import Condemned, Item, Target, Verdict
+from .transport import Fenced, OutOfRange, Record, Transport, TransportError
+
+log = structlog.get_logger(__name__)
+
+HELD_MAX = 32 * 1024 * 1024
+"""Bytes of dead letters and queued splits at which a partition reads no further."""
+UNSETTLED_MAX = 4 * RESULTS_IN_A_TRANSACTION
+"""Ended requests at which it reads no further: small requests end faster than they settle."""
+TICK = 0.5
+"""Seconds between looks at what no record brings about: expiry, a moved end of the log."""
+COMMIT_INTERVAL = 1.0
+"""Seconds that a moved W waits for a result to travel with."""
+VERDICTS_INTERVAL = 60.0
+"""Seconds between clearings of verdicts that nobody can ask for any more."""
+RETAKE_PAUSES = (0.1, 0.5, 1.0, 3.0, 5.0)
+"""Seconds before a partition is taken again, by the number of failures in a row."""
+FENCED_PAUSE = 3
+"""The least pause after being fenced, as an index of RETAKE_PAUSES."""
+LOSE_BOUND = 10.0
+"""Seconds that a running transaction has to end in when the partition is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for every partition of a consumer. Times in seconds, the horizon in offsets."""
+
+    group: str
+    splits_topic: str
+    results_topic: str
+    dead_letters_topic: str
+    horizon: int
+    idle_timeout: float
+    accept_loss: bool
+
+
+class Vigil:
+    """When a request counts as idle.
+
+    Time counts against a request only while there is nothing left to read: what would keep it
+    alive may lie in the part of the log that was not read yet. Under steady traffic the position
+    hardly ever is at the end, so having reached the end of the last look is enough.
+    """
+
+    def __init__(self, idle_timeout: float, now: float) -> None:
+        self._idle_timeout = idle_timeout
+        self._caught_up_since = now
+        self._end: int | None = None
+
+    def look(self, now: float, position: int, end: int | None) -> float | None:
+        """Requests without activity since the moment returned are idle; None: no request is."""
+        if self._end is None or position < self._end:
+            self._caught_up_since = now
+        self._end = end
+        moment = now - self._idle_timeout
+        return moment if self._caught_up_since <= moment else None
+
+
+class Partition:
+    """A partition that the group has assigned to this process."""
+
+    def __init__(
+        self,
+        number: int,
+        rules: Rules,
+        transport: Transport,
+        targets: Mapping[Block, Target],
+        workshop: Workshop,
+        background: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        """`background` takes clean-up work that nobody needs to wait for."""
+        self.number = number
+        self._rules = rules
+        self._transport = transport
+        self._targets = targets
+        self._workshop = workshop
+        self._background = background
+        self._log = log.bind(topic=rules.splits_topic, partition=number)
+        self._stubs: set[int] = set()
+        self._ledger: Ledger | None = None
+        self._publisher: Publisher | None = None
+        self._handles: dict[ReceiveState, WriteSplitDataTaskHandle] = {}
+        self._changed = asyncio.Event()
+        self._broken: Exception | None = None
+        self._publishing: asyncio.Task[None] | None = None
+        self._draining = False
+        self._failures = 0
+        self._task = asyncio.create_task(self._hold(), name=f"partition {number}")
+
+    # ---- what the service asks
+
+    @property
+    def gauge(self) -> Gauge:
+        return self._workshop.gauge
+
+    @property
+    def ready(self) -> bool:
+        """Whether records are wanted: taken, and below the marks."""
+        ledger = self._ledger
+        if ledger is None or self._broken is not None or self._draining:
+            return False
+        full = ledger.held_bytes >= HELD_MAX or ledger.unsettled >= UNSETTLED_MAX
+        return not (self.gauge.paused or full)
+
+    @property
+    def drained(self) -> bool:
+        """Whether every request that has ended has its result committed."""
+        ledger = self._ledger
+        return ledger is None or (ledger.unsettled == 0 and not ledger.has_news)
+
+    def deliver(self, records: Sequence[Record]) -> None:
+        """The next records of the log, in order. Does not await."""
+        ledger = self._ledger
+        if ledger is None or self._broken is not None:
+            return
+        now = time.monotonic()
+        for record in records:
+            content: Split | Abort | InvalidRecord
+            try:
+                content = decode_record(record.key, record.value, record.headers)
+            except InvalidRecord as invalid:
+                content = invalid
+                self._log.warning(
+                    "invalid record",
+                    offset=record.offset,
+                    request=str(invalid.request) if invalid.request else None,
+                    error=invalid.message,
+                )
+            self._carry_out(ledger, ledger.read(record, content, now))
+        self._changed.set()
+
+    def realign(self, error: TransportError) -> None:
+        """A poll failed, and may have lost records that aiokafka counts as handed out."""
+        if isinstance(error, OutOfRange) and self.number in error.partitions:
+            self.retake(error)
+        elif self._ledger is not None:
+            self._transport.seek(self.number, self._ledger.position)
+
+    def retake(self, reason: Exception) -> None:
+        """Something happened after which only the log can be trusted."""
+        if self._broken is None:
+            self._broken = reason
+            self._changed.set()
+
+    def drain(self) -> None:
+        """Read no more; publish what has ended."""
+        self._draining = True
+        self._changed.set()
+
+    async def lose(self) -> None:
+        """Another member may own the partition from now on. Bounded; never raises."""
+        self._draining = True
+        self._broken = self._broken or TransportError("the partition was lost")
+        if self._publishing is not None and not self._publishing.done():
+            await asyncio.wait([self._publishing], timeout=LOSE_BOUND)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    # ---- the task
+
+    async def _hold(self) -> None:
+        """Take the partition, serve it, and take it again after whatever went wrong."""
+        while True:
+            try:
+                await self._take()
+                await self._serve()
+            except Misfit as problem:
+                self._log.error("partition refused", reason=str(problem))
+            except Condemned as problem:
+                self._log.error("partition is taken again: a write was lost", error=str(problem))
+            except Fenced as problem:
+                # Either we were thought dead, and the group is about to say so, or the broker
+                # timed our transaction out, and the partition is still ours. Taking it at once
+                # would fence its new owner in the first case.
+                self._log.warning("partition was fenced", error=str(problem))
+                self._failures = max(self._failures, FENCED_PAUSE)
+            except TransportError as problem:
+                self._log.warning("partition is taken again", error=str(problem))
+            except Exception:  # noqa: BLE001
+                # Whatever it is, the log is still there: better taken again than held, silent.
+                self._log.exception("partition is taken again after an unexpected error")
+            finally:
+                self._drop()
+            pause = RETAKE_PAUSES[min(self._failures, len(RETAKE_PAUSES) - 1)]
+            self._failures += 1
+            await asyncio.sleep(pause)
+
+    async def _take(self) -> None:
+        rules = self._rules
+        self._transport.pause(self.number)
+        writer, ledger = await take(
+            self._transport,
+            rules.group,
+            rules.splits_topic,
+            self.number,
+            rules.horizon,
+            rules.accept_loss,
+        )
+        self._publisher = Publisher(
+            writer,
+            (rules.splits_topic, self.number),
+            rules.results_topic,
+            rules.dead_letters_topic,
+            self._stubs,
+        )
+        self._broken = None
+        self._ledger = ledger
+        self._transport.seek(self.number, ledger.position)
+        self._transport.resume(self.number)
+        self._log.info("partition taken", watermark=ledger.position)
+
+    def _drop(self) -> None:
+        """Forget everything; the log has it. What may take long is done in the background."""
+        self._transport.pause(self.number)
+        for state, handle in self._handles.items():
+            # A result in a transaction of unknown fate may have announced the item.
+            self._background(handle.close(keep=state.phase is Phase.PUBLISHING))
+        self._handles = {}
+        if self._publisher is not None:
+            self._background(self._publisher.close())
+        self._publisher = self._ledger = None
+
+    async def _serve(self) -> None:
+        """Publish, one transaction at a time, what gathered while the last one ran."""
+        ledger, publisher = self._ledger, self._publisher
+        assert ledger is not None
+        assert publisher is not None
+        committed_at = ticked_at = cleared_at = time.monotonic()
+        vigil = Vigil(self._rules.idle_timeout, committed_at)
+        while True:
+            await _within(TICK, self._changed.wait())
+            self._changed.clear()
+            if self._broken is not None:
+                raise self._broken
+            now = time.monotonic()
+            if now - ticked_at >= TICK and not self._draining:
+                ticked_at = now
+                await self._tick(ledger, vigil, now)
+            if now - cleared_at >= VERDICTS_INTERVAL:
+                cleared_at = now
+                await self._clear_verdicts(ledger.committed[0] - self._rules.horizon)
+            due = self._draining or now - committed_at >= COMMIT_INTERVAL
+            batch = ledger.gather() if due or ledger.has_news else None
+            if batch is None:
+                continue
+            self._publishing = asyncio.create_task(publisher.publish(ledger, batch))
+            await asyncio.shield(self._publishing)
+            committed_at = time.monotonic()
+            self._failures = 0
+            for state in batch.states:
+                self._handles.pop(state, None)
+            self._changed.set()
+
+    async def _tick(self, ledger: Ledger, vigil: Vigil, now: float) -> None:
+        """See to what no record brings about."""
+        position = await self._transport.position(self.number)
+        if position is not None:
+            ledger.advance(position)
+        moment = vigil.look(now, ledger.position, self._transport.end(self.number))
+        for state in ledger.idle_since(moment) if moment is not None else ():
+            error = BatchTransferFailed(
+                state.request,
+                f"expired: no split added bytes for {self._rules.idle_timeout:g} s",
+            )
+            self._carry_out(ledger, ledger.give_up(state, Status.EXPIRED, error))
+
+    async def _clear_verdicts(self, before: int) -> None:
+        rules = self._rules
+        for target in set(self._targets.values()):
+            try:
+                await target.passed(rules.group, rules.splits_topic, self.number, before)
+            except OSError as error:
+                self._log.warning("verdicts could not be cleared", error=str(error))
+
+    # ---- decisions
+
+    def _carry_out(self, ledger: Ledger, decisions: Iterable[Decision]) -> None:
+        for decision in decisions:
+            state = decision.state
+            handle = self._handles.get(state)
+            if handle is None:
+                handle = self._handles[state] = self._open(ledger, state)
+            if isinstance(decision, WriteSplit):
+                handle.submit_split(WriteTask(decision.split, decision.gaps, decision.overlaps))
+            else:
+                handle.end(Ending(state.status, state.error, state.total, state.sha256))
+
+    def _open(self, ledger: Ledger, state: ReceiveState) -> WriteSplitDataTaskHandle:
+        rules = self._rules
+        key = RequestKey(rules.group, rules.splits_topic, self.number, state.request, state.first)
+        item = Item(key, state.unique_id, state.version, state.labels or {})
+        incoming = self._targets[state.block].begin(item)
+        reports = _Reports(self, ledger, state)
+        group = GROUPS[state.block](item, state.block, incoming, self._workshop, reports)
+        return WriteSplitDataTaskHandle(group, reports)
+
+    def __repr__(self) -> str:
+        return f"<Partition {self.number} {self._ledger} {self.gauge} open={len(self._handles)}>"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reports:
+    """Brings what a write group tells to the ledger that opened the request."""
+
+    partition: Partition
+    ledger: Ledger
+    state: ReceiveState
+
+    def compared(self, same: bool) -> None:
+        decisions = self.ledger.compared(self.state, same, time.monotonic())
+        self._act(decisions)
+
+    def failed(self, error: WsDataError) -> None:
+        self._act(self.ledger.give_up(self.state, Status.FAILED, error))
+
+    def settled(self, verdict: Verdict) -> None:
+        self.ledger.settled(self.state, verdict, finished_at=time.time_ns() // 1_000_000)
+        self._act(())
+
+    def broken(self, error: Exception) -> None:
+        self.partition.retake(error)
+
+    def _act(self, decisions: Sequence[Decision]) -> None:
+        self.partition._carry_out(self.ledger, decisions)
+        self.partition._changed.set()
+
+
+async def _within(seconds: float, waiting: Coroutine[Any, Any, object]) -> None:
+    """Await at most so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting
+    except TimeoutError:
+        pass

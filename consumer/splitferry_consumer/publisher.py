@@ -1,0 +1,99 @@
+"""One transaction per batch: results, what is told besides them, and the offset (DESIGN)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from splitferry_protocol.codec import encode_accepted, encode_result
+from splitferry_protocol.records import Accepted
+
+from .ledger import Batch, DeadLetter, Ledger, Told
+from .transport import Outgoing, TooLarge, Writer
+
+log = structlog.get_logger(__name__)
+
+_CONNECT = "__connect.errors."
+
+
+class Publisher:
+    """Speaks for one splits partition, in the order in which its ledger gathers."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        source: tuple[str, int],
+        results_topic: str,
+        dead_letters_topic: str,
+        stubs: set[int],
+    ) -> None:
+        """`stubs`: offsets whose dead letters were too large; it outlives the publisher, since a
+        refused transaction makes the partition be taken again."""
+        self._writer = writer
+        self._source = source
+        self._results_topic = results_topic
+        self._dead_letters_topic = dead_letters_topic
+        self._stubs = stubs
+
+    async def publish(self, ledger: Ledger, batch: Batch) -> None:
+        """Publish `batch` and tell the ledger. Every exception means: retake the partition."""
+        partition = self._source[1]
+        records = [
+            Outgoing(self._results_topic, partition, result.request.key, encode_result(result))
+            for result in batch.results
+        ]
+        records += [self._event(event) for event in batch.events]
+
+        def commit(offsets: Sequence[int]) -> tuple[int, str]:
+            bookmark = ledger.bookmark(batch, offsets)
+            return bookmark.watermark, bookmark.metadata
+
+        try:
+            offsets = await self._writer.publish(records, commit)
+        except TooLarge as refusal:
+            for index in refusal.indexes:
+                self._note_refused(batch, index)
+            raise
+        # Dead letters lie in another topic: their offsets say nothing about the results.
+        ledger.published(batch, offsets[: len(batch.results)])
+
+    async def close(self) -> None:
+        await self._writer.close()
+
+    def _event(self, event: Told | DeadLetter) -> Outgoing:
+        if isinstance(event, DeadLetter):
+            return self._dead_letter(event)
+        told = event.event
+        value = encode_accepted(told) if isinstance(told, Accepted) else encode_result(told)
+        return Outgoing(self._results_topic, self._source[1], told.request.key, value)
+
+    def _dead_letter(self, letter: DeadLetter) -> Outgoing:
+        record = letter.record
+        about = {
+            "topic": self._source[0],
+            "partition": str(self._source[1]),
+            "offset": str(letter.offset),
+            "exception.class.name": letter.code,
+            "exception.message": letter.message,
+            "timestamp": str(record.timestamp),
+        }
+        headers = [
+            *record.headers,
+            *((_CONNECT + name, text.encode("utf-8", "replace")) for name, text in about.items()),
+        ]
+        value = b"" if letter.offset in self._stubs else record.value
+        return Outgoing(self._dead_letters_topic, None, record.key, value, headers)
+
+    def _note_refused(self, batch: Batch, index: int) -> None:
+        event = batch.events[index - len(batch.results)] if index >= len(batch.results) else None
+        if isinstance(event, DeadLetter):
+            log.warning(
+                "dead letter too large for its topic, a stub takes its place",
+                topic=self._dead_letters_topic,
+                partition=self._source[1],
+                offset=event.offset,
+                size=len(event.record.value or b""),
+                remedy="raise its max.message.bytes 64 KiB above that of the splits topic",
+            )
+            self._stubs.add(event.offset)

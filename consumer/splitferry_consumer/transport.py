@@ -1,0 +1,134 @@
+"""The narrow interface to Kafka: what the consumer needs of it, and nothing else.
+
+`kafka.py` is its aiokafka form. Offsets are in records, times in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as it was read."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+    timestamp: int = 0
+    """Unix time in ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record to be published. `partition` None lets the key decide."""
+
+    topic: str
+    partition: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = field(default=())
+
+
+class TransportError(Exception):
+    """Kafka did not do what was asked. The message is for people."""
+
+
+class Fenced(TransportError):
+    """Another owner, or the broker, ended this writer's epoch."""
+
+
+class FateUnknown(TransportError):
+    """The transaction may have been committed or not: only the log can tell."""
+
+
+class TooLarge(TransportError):
+    """The broker refuses some records for their size; nothing of the transaction was committed."""
+
+    def __init__(self, indexes: Sequence[int]) -> None:
+        super().__init__(f"{len(indexes)} records are larger than their topic takes")
+        self.indexes = indexes
+
+
+class OutOfRange(TransportError):
+    """The log no longer holds the position of `partitions`."""
+
+    def __init__(self, partitions: Collection[int]) -> None:
+        super().__init__(f"the position lies outside the log of partitions {sorted(partitions)}")
+        self.partitions = partitions
+
+
+class HangingTransaction(TransportError):
+    """Somebody's open transaction keeps part of a partition from being read."""
+
+
+class Writer(Protocol):
+    """The right to publish for one splits partition: a transactional producer, fenced."""
+
+    async def publish(
+        self,
+        records: Sequence[Outgoing],
+        commit: Callable[[Sequence[int]], tuple[int, str]],
+    ) -> list[int]:
+        """Publish `records` and commit an offset in one transaction.
+
+        `commit` is given the offsets at which the records were appended, and returns the
+        offset of the splits partition to commit, with its metadata. Returns those offsets.
+        Every exception but `TooLarge` means: retake the partition.
+        """
+
+    async def close(self) -> None:
+        """Give up the right; bounded, never raises."""
+
+
+Taken = Callable[[Collection[int]], Awaitable[None]]
+Lost = Callable[[Collection[int]], Awaitable[None]]
+
+
+class Transport(Protocol):
+    """One member of the group, subscribed to the splits topic."""
+
+    async def start(self, taken: Taken, lost: Lost) -> None:
+        """Join the group. `taken` and `lost` are awaited during a rebalance."""
+
+    async def stop(self) -> None:
+        """Leave the group; bounded."""
+
+    async def poll(self, wanted: Collection[int], wait: float) -> Mapping[int, Sequence[Record]]:
+        """Records of the `wanted` partitions, in order; nothing after `wait` seconds.
+
+        Must go on being called when nothing is wanted: it is the sign of life to the group.
+        """
+
+    def seek(self, partition: int, offset: int) -> None: ...
+
+    def pause(self, partition: int) -> None: ...
+
+    def resume(self, partition: int) -> None: ...
+
+    async def position(self, partition: int) -> int | None:
+        """The offset after all that was handed out, past what is no record (markers)."""
+
+    def end(self, partition: int) -> int | None:
+        """The end of what can be read of a splits partition, as far as it is known."""
+
+    async def writer(self, partition: int) -> Writer:
+        """Fence the previous owner, and settle what it left."""
+
+    async def committed(self, partition: int) -> tuple[int, str] | None:
+        """The group's committed offset of a splits partition, with its metadata."""
+
+    async def splits_bounds(self, partition: int) -> tuple[int, int]:
+        """Start and end of a splits partition; the end counts open transactions."""
+
+    async def results_bounds(self, partition: int) -> tuple[int, int]:
+        """Start and end of a results partition; the end counts open transactions."""
+
+    def results(self, partition: int, start: int, end: int) -> AsyncIterator[Record]:
+        """Committed records of a results partition from `start` until `end` is reached.
+
+        Raises `HangingTransaction` when an open transaction keeps the end from being reached.
+        """
