@@ -132,15 +132,16 @@ def broker_in_docker() -> Iterator[str]:
     """Apache Kafka's own image, reached at 127.0.0.1 on a port that is free now."""
     from testcontainers.core.container import DockerContainer
 
-    port, _ = free_ports(0)
+    port, controller = free_ports(0)
     servers = f"127.0.0.1:{port}"
-    settings = SETTINGS | node("0.0.0.0:9092", advertised=servers, controller="127.0.0.1:9093")
+    # One port inside and outside: the broker, too, reaches itself at the advertised address.
+    settings = SETTINGS | node(f"0.0.0.0:{port}", servers, f"127.0.0.1:{controller}")
     container = DockerContainer(f"apache/kafka:{KAFKA_VERSION}")
     # Any one of these makes the image forget all its defaults, so it is given all of them.
     for name, value in settings.items():
         container.with_env("KAFKA_" + name.upper().replace(".", "_"), value)
     ports: dict[Any, Any] = container.ports
-    ports[9092] = ("127.0.0.1", port)  # with_bind_ports() takes no address
+    ports[port] = ("127.0.0.1", port)  # with_bind_ports() takes no address
     with container:
         run(_until_answers(servers))
         yield servers
