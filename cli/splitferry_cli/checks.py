@@ -89,10 +89,12 @@ async def topic_empty(connection: ConnectionSettings, topic: str) -> str | None:
 
 
 def nothing_left(root: Path) -> str | None:
-    """No temporary file under the consumer's root. Blocks."""
+    """No temporary file under the consumer's root, besides a running owner's lock. Blocks."""
     incoming = root / PRIVATE_DIRECTORY / "incoming"
-    left = sorted(path.name for path in incoming.rglob("*") if path.is_file())
-    return f"temporary files are left: {', '.join(left)}" if left else None
+    left = [path for path in incoming.rglob("*") if path.is_file() and path.name != "lock"]
+    if not left:
+        return None
+    return f"temporary files are left: {', '.join(sorted(path.name for path in left))}"
 
 
 def same_files(pairs: Sequence[tuple[Path, Path]]) -> str | None:

@@ -18,16 +18,14 @@ from .values import ByteSize
 VISIBLE_SECONDS = 15
 
 
-@click.group(
+topics = Group(
     "topics",
-    cls=Group,
+    help="Create the topics, or check how they are set up.",
     examples="""
     splitferry topics create --partitions 16
     splitferry topics check
     """,
 )
-def topics() -> None:
-    """Create the topics, or check how they are set up."""
 
 
 @topics.command(
