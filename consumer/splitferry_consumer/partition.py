@@ -154,8 +154,15 @@ class Partition:
                     request=str(invalid.request) if invalid.request else None,
                     error=invalid.message,
                 )
-            self._carry_out(ledger, ledger.read(record, content, now))
-        self._changed.set()
+            try:
+                self._carry_out(ledger, ledger.read(record, content, now))
+            except Exception as error:  # noqa: BLE001
+                # Nobody else may suffer for it, and no record may be passed over half decided.
+                self._log.exception("unexpected error", offset=record.offset)
+                self.retake(error)
+                return
+        if ledger.has_news:
+            self._changed.set()
 
     def realign(self, error: TransportError) -> None:
         """A poll failed, and may have lost records that aiokafka counts as handed out."""

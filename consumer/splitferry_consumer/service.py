@@ -34,7 +34,9 @@ log = structlog.get_logger(__name__)
 WRITERS = 16
 """Threads that write. A request uses one at a time."""
 POLL_WAIT = 0.2
-"""Seconds that a poll waits for records; also how late a resumed partition may be noticed."""
+"""Seconds that a poll waits for records."""
+PAUSED_WAIT = 0.01
+"""The same while a partition is paused: how late it may be noticed that it can go on."""
 BACKGROUND_BOUND = 10.0
 """Seconds that clean-up work may take at the end."""
 SWEEP_INTERVAL = 10.0
@@ -119,20 +121,22 @@ class Service:
             settings.results_topic,
             settings.session_timeout,
         )
-        with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as threads:
-            targets: dict[Block, Target] = {}
-            try:
-                await self._open_targets(targets, threads)
-                await self._receive(transport, targets, threads)
-            except TargetUnusable as error:
-                raise StartError(str(error)) from error
-            except TransportError as error:
-                raise StartError(f"the consumer could not join its group: {error}") from error
-            finally:
-                await self._put_away(transport)
-                for target in targets.values():
-                    await asyncio.to_thread(target.close)
-                self.phase = Phase.STOPPED
+        threads = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
+        targets: dict[Block, Target] = {}
+        try:
+            await self._open_targets(targets, threads)
+            await self._receive(transport, targets, threads)
+        except TargetUnusable as error:
+            raise StartError(str(error)) from error
+        except TransportError as error:
+            raise StartError(f"the consumer could not join its group: {error}") from error
+        finally:
+            await self._put_away(transport)
+            for target in targets.values():
+                await asyncio.to_thread(target.close)
+            # Waiting here would let one hung write hold up the loop, and the stop.
+            threads.shutdown(wait=False, cancel_futures=True)
+            self.phase = Phase.STOPPED
 
     async def _open_targets(
         self, targets: dict[Block, Target], threads: ThreadPoolExecutor
@@ -201,7 +205,8 @@ class Service:
             (transport.resume if partition.ready else transport.pause)(number)
         wanted = [number for number, partition in self._partitions.items() if partition.ready]
         try:
-            batches = await transport.poll(wanted, POLL_WAIT)
+            all_wanted = len(wanted) == len(self._partitions)
+            batches = await transport.poll(wanted, POLL_WAIT if all_wanted else PAUSED_WAIT)
         except TransportError as error:
             # Nothing is awaited between the failed poll and this: no partition may believe in
             # a position whose records were lost with the exception.
