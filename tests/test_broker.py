@@ -122,8 +122,8 @@ async def test_no_jvm_outlives_a_killed_program_and_its_data_is_free_again(tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    code = "from splitferry_cli.broker import command; command.main()"
-    with program(code, "--port", "0", "--data", str(tmp_path), "--json") as process:
+    code = "from splitferry_cli.__main__ import main; main()"
+    with program(code, "broker", "--port", "0", "--data", str(tmp_path), "--json") as process:
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
         assert said["data"] == str(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn
 from .failures import Failure
 
 KAFKA_VERSION = "4.3.0"
-_COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
+_COMPONENTS = [
+    ("org.apache.kafka", "kafka_2.13", KAFKA_VERSION),
+    ("org.slf4j", "slf4j-simple", "1.7.36"),
+]
 _TIMEOUT = 30
 """Seconds without an answer from Maven Central."""
 
@@ -64,8 +68,8 @@ def _fetch(home: Path, cancelled: Callable[[], bool]) -> None:
     which is thrown away afterwards.
     """
     try:
-        from jgo.env import EnvironmentBuilder, LinkStrategy  # noqa: PLC0415 - an extra
         from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415 - an extra
+        from jgo.parse import Coordinate  # noqa: PLC0415 - an extra
     except ImportError:
         raise _missing_extra() from None
 
@@ -91,13 +95,15 @@ def _fetch(home: Path, cancelled: Callable[[], bool]) -> None:
             repo_cache=work / "repository",
             timeout=_TIMEOUT,
         )
-        builder = EnvironmentBuilder(
-            context=context, cache_dir=work / "environment", link_strategy=LinkStrategy.COPY
+        wanted, needed = context.resolver.resolve(
+            [context.create_dependency(Coordinate(*name, scope="compile")) for name in _COMPONENTS]
         )
         jars = work / "jars"
         jars.mkdir()
-        for jar in builder.from_endpoint(_COORDINATES).all_jars:
-            jar.rename(jars / jar.name)
+        with ThreadPoolExecutor(8) as pool:
+            kept = [one for one in (*wanted, *needed) if one.scope in {"compile", "runtime"}]
+            for jar in pool.map(lambda one: one.artifact.resolve(), kept):
+                jar.rename(jars / jar.name)
         progress.update(task, total=progress.tasks[task].completed)
         try:
             jars.rename(home)
