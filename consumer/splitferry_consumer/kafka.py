@@ -120,6 +120,12 @@ class AiokafkaTransport:
         self._consumer: AIOKafkaConsumer | None = None
 
     async def start(self, taken: Taken, lost: Lost) -> None:
+        try:
+            await self._join(taken, lost)
+        except KafkaError as error:
+            raise TransportError(_reason(error)) from error
+
+    async def _join(self, taken: Taken, lost: Lost) -> None:
         await self._admin.start()
         await self._bounds.start()
         topics = await self._admin.describe_topics([self._splits_topic])

@@ -35,6 +35,7 @@ WRITERS = 16
 """Threads that write. A request uses one at a time."""
 POLL_WAIT = 0.2
 """Seconds that a poll waits for records."""
+FAILED_POLL_WAIT = 1.0
 PAUSED_WAIT = 0.01
 """The same while a partition is paused: how late it may be noticed that it can go on."""
 BACKGROUND_BOUND = 10.0
@@ -213,7 +214,7 @@ class Service:
             for partition in self._partitions.values():
                 partition.realign(error)
             log.warning("poll failed", error=str(error))
-            await asyncio.sleep(POLL_WAIT)
+            await asyncio.sleep(FAILED_POLL_WAIT)
             return
         for number, records in batches.items():
             held = self._partitions.get(number)
