@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,9 +50,9 @@ async def parts_of(source: DataItemSource, length: int) -> list[bytes]:
         bytearray(b"twelve bytes"),
         memoryview(b"--twelve bytes--")[2:-2],
         array.array("I", [1, 2, 3]),
-        numpy.arange(6, dtype=">i2").reshape(2, 3),
-        numpy.array([(1, 2.5)], dtype=[("a", "<i4"), ("b", "<f8")]),
-        numpy.zeros((0, 3)),
+        np.arange(6, dtype=">i2").reshape(2, 3),
+        np.array([(1, 2.5)], dtype=[("a", "<i4"), ("b", "<f8")]),
+        np.zeros((0, 3)),
         b"",
     ],
     ids=lambda data: type(data).__name__,
@@ -73,7 +73,7 @@ async def test_memory_is_not_copied() -> None:
     assert bytes(part) == b"\0\7\0\0"
 
 
-@pytest.mark.parametrize("data", [numpy.arange(10)[::2], numpy.ones((2, 3)).T, "text"])
+@pytest.mark.parametrize("data", [np.arange(10)[::2], np.ones((2, 3)).T, "text"])
 def test_memory_without_its_bytes_in_a_row_is_refused(data: Any) -> None:
     with pytest.raises(TypeError):
         MemorySource(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -92,7 +93,8 @@ async def _diagnosed(options: Mapping[str, Any]) -> ProducerError:
         except ssl.SSLError as error:
             causes.append(f"TLS: {error.reason or error}")
         except OSError as error:
-            causes.append(error.strerror or str(error) or type(error).__name__)
+            known = error.errno is not None and error.errno > 0  # asyncio rewrites strerror
+            causes.append(os.strerror(error.errno or 0) if known else error.strerror or str(error))
         except kafka.KafkaError as error:
             told = explain(error, servers, "Describe", "")
             if isinstance(told, LoginRefused):

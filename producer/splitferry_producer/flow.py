@@ -28,16 +28,14 @@ class ByteBudget:
             self.used += size
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (size, granted)
-        self._waiting.append(entry)
+        self._waiting.append((size, granted))
         try:
             await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():
                 self.release(size)  # granted and cancelled in the same turn of the loop
             else:
-                self._waiting.remove(entry)
-                self._grant()  # the next in line may be smaller
+                self._grant()  # this one is skipped, and the next in line may be smaller
             raise
 
     def release(self, size: int) -> None:
@@ -48,10 +46,14 @@ class ByteBudget:
         return not self.used or self.used + size <= self.capacity
 
     def _grant(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            size, granted = self._waiting.popleft()
-            self.used += size
-            granted.set_result(None)
+        while self._waiting:
+            size, granted = self._waiting[0]
+            if not granted.cancelled():
+                if not self._fits(size):
+                    return
+                self.used += size
+                granted.set_result(None)
+            self._waiting.popleft()
 
 
 class Allowance:

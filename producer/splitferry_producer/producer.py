@@ -54,7 +54,7 @@ class Sent:
     sha256: bytes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     """One request from its opening to its end. `begun`: a record of it may be on the topic."""
 
@@ -137,6 +137,8 @@ class Producer:
         self._link: asyncio.Task[Link] | None = None
         self._reader: asyncio.Task[ResultReader] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._open: set[_Request] = set()
+        self._closed = False
         self.node_id: int
         self._sizes: SplitSizes
 
@@ -171,7 +173,12 @@ class Producer:
         await self.close()
 
     async def close(self) -> None:
-        """Disconnect, within some 10 s. Requests that are still sent or waited for fail."""
+        """Disconnect, within some 15 s. Requests still sent or waited for are aborted and fail."""
+        self._closed = True
+        for request in self._open:
+            if request.begun:
+                request.begun = False  # it is not aborted again when its `send` fails
+                self._in_background(self._send_abort(request, "the producer was closed"))
         if self._background:
             await asyncio.wait(self._background)
         link, self._link = self._link, None
@@ -292,6 +299,7 @@ class Producer:
     @contextlib.asynccontextmanager
     async def _ending(self, request: _Request, timeout: float | None) -> AsyncIterator[None]:
         """Whatever ends the block but its success, the request is aborted before it goes on."""
+        self._open.add(request)
         try:
             async with asyncio.timeout(timeout) as bound:
                 yield
@@ -309,6 +317,8 @@ class Producer:
             if timed_out:
                 raise TimedOut(request.id, timeout or 0) from None
             raise
+        finally:
+            self._open.discard(request)
 
     async def _transmit_until(
         self,
@@ -387,6 +397,8 @@ class Producer:
 
     async def _connected(self) -> Link:
         """The link to send on: a new one after the last has failed, the same for all who ask."""
+        if self._closed:
+            raise ProducerError("the producer is closed: make a new one")
         task = self._link
         if task is not None and task.done():
             failed = task.cancelled() or task.exception() is not None

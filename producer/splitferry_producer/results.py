@@ -71,6 +71,8 @@ class ResultReader:
             raise
 
     async def close(self) -> None:
+        """Disconnect; whoever still waits gets a ProducerError."""
+        self._fail(ProducerError("the producer was closed before the result came"))
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])

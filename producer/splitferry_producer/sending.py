@@ -52,6 +52,7 @@ class Link:
             **options,
         )
         self._due: set[asyncio.Future[None]] = set()
+        self._queueing: set[asyncio.Timeout] = set()
         self._confirmed_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self.failed: ProducerError | None = None
@@ -98,14 +99,22 @@ class Link:
     async def _queue(
         self, request: RequestId, value: bytes, partition: int
     ) -> asyncio.Future[object]:
-        headers = [crc_header(value)]
         while self.failed is None:
-            # A batch that the broker does not take in time is the watch's business.
-            with contextlib.suppress(kafka.KafkaTimeoutError):
-                queued: asyncio.Future[object] = await self._client.send(
-                    self._topic, value, key=request.key, partition=partition, headers=headers
-                )
-                return queued
+            # aiokafka gives up on a full batch after a while; that is for the watch to decide.
+            with contextlib.suppress(kafka.KafkaTimeoutError, TimeoutError):
+                async with asyncio.timeout(None) as interruption:
+                    self._queueing.add(interruption)
+                    try:
+                        queued: asyncio.Future[object] = await self._client.send(
+                            self._topic,
+                            value,
+                            key=request.key,
+                            partition=partition,
+                            headers=[crc_header(value)],
+                        )
+                        return queued
+                    finally:
+                        self._queueing.discard(interruption)
         raise self.failed
 
     def _expect(self, confirmed: asyncio.Future[None]) -> None:
@@ -157,6 +166,8 @@ class Link:
                 if not confirmed.done():
                     confirmed.set_exception(error)
             self._due.clear()
+            for interruption in self._queueing:
+                interruption.reschedule(asyncio.get_running_loop().time())
         return self.failed
 
     async def close(self) -> None:

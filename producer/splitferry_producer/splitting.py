@@ -146,15 +146,23 @@ async def pieces(
 
 
 async def read_ahead(made: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
-    """The same pieces, each made while the one before is on its way to the broker."""
-    upcoming = asyncio.ensure_future(anext(made, None))
+    """The same pieces, made while others are on their way to the broker.
+
+    How far ahead is bounded by what `pieces` is admitted.
+    """
+    queue: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+    async def fill() -> None:
+        async for piece in made:
+            queue.put_nowait(piece)
+
+    filling = asyncio.create_task(fill())
+    filling.add_done_callback(lambda _: queue.put_nowait(None))
     try:
-        while (piece := await upcoming) is not None:
-            upcoming = asyncio.ensure_future(anext(made, None))
+        while (piece := await queue.get()) is not None:
             yield piece
+        await filling
     finally:
-        upcoming.cancel()
-        await asyncio.wait([upcoming])
-        if not upcoming.cancelled():
-            upcoming.exception()  # nobody waits for this piece any more
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
         await made.aclose()
