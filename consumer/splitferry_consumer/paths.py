@@ -164,8 +164,11 @@ class Tree:
             if error.errno in {errno.ENOENT, *PERMANENT}:
                 return False
             raise
-        with open(file, "rb") as stream:
+        try:
             found = os.fstat(file)
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                 return False
-            return hashlib.file_digest(stream, "sha256").digest() == sha256
+            with open(file, "rb", closefd=False) as stream:
+                return hashlib.file_digest(stream, "sha256").digest() == sha256
+        finally:
+            os.close(file)

@@ -128,7 +128,7 @@ class FileTarget:
         await self.settling.passed(group, topic, partition, before)
 
     async def sweep(self) -> None:
-        """Finish what dead owners had decided, and remove their temporary files.
+        """Finish what dead owners had decided, remove their temporary files, look at the quota.
 
         Worth calling every minute or so. Problems are logged, and met again by the next sweep.
         """
@@ -223,8 +223,6 @@ class FileTarget:
             self.owner.remove()
 
     def _clear_left(self) -> None:
-        if not self._left:
-            return
         named = {f"{self.owner.name}/{name}" for name in self.settling.finish(self.owner.name)}
         for temporary in self._left - named:
             self._unlink(temporary)

@@ -1,0 +1,243 @@
+"""The rows of a root: first writer, versions, quota, totals, what SQLite raises."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitferry_consumer.catalogue import Catalogue, Row
+from splitferry_consumer.targets import Item, TargetUnusable, Verdict
+from splitferry_protocol.errors import (
+    CODES,
+    BatchTransferError,
+    BatchTransferFailed,
+    BatchTransferNotFound,
+    SplitTaskFailed,
+    VersionMismatch,
+    WriteDataFailed,
+    WsDataError,
+)
+from splitferry_protocol.ids import U32_MAX, U64_MAX, RequestId, RequestKey
+from splitferry_protocol.records import Status
+
+REQUEST = RequestId(U32_MAX, U64_MAX)
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
+    opened = Catalogue(str(tmp_path / "catalog.db"))
+    yield opened
+    opened.close()
+
+
+def item(version: int = 1, sequence: int = 1, unique_id: str = "item", group: str = "g") -> Item:
+    key = RequestKey(group, "splits", 0, RequestId(1, sequence), sequence)
+    return Item(key, unique_id, version)
+
+
+def completed(size: int = 10) -> Verdict:
+    return Verdict(Status.COMPLETED, None, size, b"\1" * 32)
+
+
+def decide(
+    catalogue: Catalogue,
+    what: Item,
+    proposal: Verdict,
+    temporary: str | None = "owner/0",
+    quota: int | None = None,
+) -> Row:
+    with catalogue.transaction():
+        return catalogue.decide(what, proposal, temporary, quota)[0]
+
+
+def publish(catalogue: Catalogue, what: Item, size: int = 10) -> Row:
+    row = decide(catalogue, what, completed(size))
+    assert row.temporary == "owner/0"
+    with catalogue.transaction():
+        return catalogue.publish(row)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BatchTransferFailed(REQUEST, "digest differs"),
+        BatchTransferNotFound(REQUEST),
+        BatchTransferError(REQUEST, "x"),
+        WriteDataFailed(REQUEST, "disk full"),
+        SplitTaskFailed(REQUEST, U64_MAX, "outside"),
+        VersionMismatch(U64_MAX, 0),
+    ],
+)
+def test_every_error_comes_back_whole(catalogue: Catalogue, error: WsDataError) -> None:
+    assert type(error) in CODES.values()
+    what = Item(RequestKey("g", "splits", 3, REQUEST, 2**63 - 1), "ü/\0", U64_MAX)
+    decide(catalogue, what, Verdict(Status.FAILED, error, U64_MAX))
+    row = catalogue.find(what.key)
+    assert row is not None
+    assert row.verdict.error is not None
+    assert row.verdict.error.to_wire() == error.to_wire()
+    assert (row.unique_id, row.version, row.verdict.size) == ("ü/\0", U64_MAX, U64_MAX)
+    assert row.temporary is None
+
+
+def test_the_first_writer_wins(catalogue: Catalogue) -> None:
+    first = decide(catalogue, item(), completed())
+    assert first.verdict == replace(completed(), target={"path": "item"})
+    failed = Verdict(Status.FAILED, BatchTransferFailed(REQUEST, "x"))
+    assert decide(catalogue, item(), failed, None) == first
+
+
+def test_the_next_owner_points_the_row_to_its_own_bytes(catalogue: Catalogue) -> None:
+    decide(catalogue, item(), completed())
+    with catalogue.transaction():
+        row, before = catalogue.decide(item(), completed(), "next/0", None)
+    assert (row.temporary, before) == ("next/0", "owner/0")
+    assert catalogue.pending("owner") == []
+    assert catalogue.pending("next") == [row]
+    other = decide(catalogue, item(), completed(11), "next/1")
+    assert other == row
+
+
+@given(st.integers(0, U64_MAX), st.integers(0, U64_MAX))
+def test_only_a_newer_version_goes_over(held: int, actual: int) -> None:
+    catalogue = Catalogue(":memory:")
+    publish(catalogue, item(held))
+    verdict = decide(catalogue, item(actual, 2), completed()).verdict
+    if actual > held:
+        assert verdict.status is Status.COMPLETED
+    else:
+        assert isinstance(verdict.error, VersionMismatch)
+        assert (verdict.error.expected, verdict.error.actual) == (min(held + 1, U64_MAX), actual)
+    catalogue.close()
+
+
+def test_a_pending_version_counts_as_held(catalogue: Catalogue) -> None:
+    pending = decide(catalogue, item(5), completed())
+    refused = decide(catalogue, item(5, 2), completed()).verdict
+    assert isinstance(refused.error, VersionMismatch)
+    # The same request for another group is the same item, not another.
+    assert decide(catalogue, item(5, group="h"), completed()).verdict.status == "completed"
+    with catalogue.transaction():
+        catalogue.finish(pending, refused)
+        row = catalogue.find(item(5, group="h").key)
+        assert row is not None
+        catalogue.finish(row, refused)
+    assert decide(catalogue, item(4, 3), completed()).verdict.status == "completed"
+
+
+def test_superseded_by_what_is_published_or_pending(catalogue: Catalogue) -> None:
+    old = decide(catalogue, item(1), completed())
+    new = decide(catalogue, item(2, 2), completed())
+    assert not catalogue.superseded(old)
+    assert catalogue.superseded(old, by_pending=True)
+    with catalogue.transaction():
+        catalogue.publish(new)
+    assert catalogue.superseded(old)
+    assert not catalogue.superseded(old, by_pending=True)
+
+
+def test_totals_and_quota(catalogue: Catalogue) -> None:
+    publish(catalogue, item(1), 60)
+    assert catalogue.published() == 60
+    publish(catalogue, item(2, 2), 40)
+    assert catalogue.published() == 40
+    decide(catalogue, item(1, 3, "other"), completed(30))
+    fits = decide(catalogue, item(3, 4), completed(70), quota=100)
+    assert fits.verdict.status is Status.COMPLETED
+    over = decide(catalogue, item(1, 5, "third"), completed(1), quota=100)
+    assert isinstance(over.verdict.error, BatchTransferFailed)
+    assert over.verdict.error.reason == "with it the root would hold 101 bytes, quota 100"
+
+
+def test_passed_forgets_only_final_rows_of_that_partition(catalogue: Catalogue) -> None:
+    failed = Verdict(Status.FAILED, BatchTransferFailed(REQUEST, "x"))
+    other = replace(item(1, 1), key=replace(item(1, 1).key, partition=1))
+    for what in (item(1, 1), item(1, 2), other, item(1, 1, group="h")):
+        decide(catalogue, what, failed, None)
+    pending = decide(catalogue, item(1, 0), completed())
+    with catalogue.transaction():
+        catalogue.passed("g", "splits", 0, 2)
+    left = [item(1, 2), other, item(1, 1, group="h"), item(1, 0)]
+    assert catalogue.find(item(1, 1).key) is None
+    assert all(catalogue.find(what.key) for what in left)
+    assert catalogue.pending("owner") == [pending]
+
+
+def test_a_transaction_is_all_or_nothing(catalogue: Catalogue) -> None:
+    def write_and_fail() -> None:
+        with catalogue.transaction():
+            catalogue.decide(item(), completed(), "owner/0", None)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_and_fail()
+    assert catalogue.find(item().key) is None
+    publish(catalogue, item())
+
+
+def test_it_is_the_same_when_opened_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "catalog.db")
+    first = Catalogue(path)
+    row = publish(first, item())
+    first.close()
+    second = Catalogue(path)
+    assert second.find(item().key) == row
+    assert second.published() == 10
+    second.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert db.execute("PRAGMA journal_mode").fetchone() != ("wal",)
+    db.close()
+
+
+def test_what_sqlite_cannot_do_for_now_is_an_os_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitferry_consumer.catalogue.BUSY_TIMEOUT", 0.01)
+    first, second = (Catalogue(str(tmp_path / "catalog.db")) for _ in range(2))
+    with first.transaction(), pytest.raises(OSError, match="locked"):
+        publish(second, item())
+    publish(second, item())
+    second._db.execute("PRAGMA max_page_count = 1")
+
+    def fill() -> None:
+        with second.transaction():
+            for sequence in range(2, 100):
+                what = item(1, sequence, f"item {sequence}")
+                second.decide(what, completed(), "owner/0", None)
+
+    with pytest.raises(OSError, match="full") as full:
+        fill()
+    assert full.value.errno == errno.ENOSPC
+    assert second.find(item(1, 2).key) is None
+    for one in (first, second):
+        one.close()
+
+
+def test_damage_names_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    catalogue = Catalogue(str(path))
+    for sequence in range(200):
+        publish(catalogue, item(1, sequence, f"item {sequence}"))
+    catalogue.close()
+    data = bytearray(path.read_bytes())
+    data[8192:] = b"\xff" * (len(data) - 8192)
+    path.write_bytes(data)
+    catalogue = Catalogue(str(path))
+    with pytest.raises(TargetUnusable, match=r"damaged .* restore it from a backup"):
+        catalogue.find(item(1, 100).key)
+    catalogue.close()
+
+
+def test_a_link_instead_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "catalog.db").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TargetUnusable, match="not a regular file"):
+        Catalogue(str(tmp_path / "catalog.db"))
+    assert not (tmp_path / "elsewhere").exists()

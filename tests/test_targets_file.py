@@ -1,0 +1,799 @@
+"""Files: deaths at every step, zombies in every order, obstacles, limits, errors that heal."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitferry_consumer import catalogue
+from splitferry_consumer.targets import Condemned, Item, Refused, TargetUnusable, Verdict
+from splitferry_consumer.targets.file import FileIncoming, FileTarget
+from splitferry_protocol.errors import (
+    BatchTransferFailed,
+    VersionMismatch,
+    WriteDataFailed,
+)
+from splitferry_protocol.ids import U64_MAX, RequestId, RequestKey
+from splitferry_protocol.records import Status
+
+STEPS = Path(__file__).with_name("target_steps.py")
+FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where fsync costs nothing: for what is tried hundreds of times and survives only a kill."""
+
+
+def item(unique_id: str = "item", version: int = 1, sequence: int = 1, group: str = "g") -> Item:
+    return Item(
+        RequestKey(group, "splits", 0, RequestId(1, sequence), 10 * sequence), unique_id, version
+    )
+
+
+def completed(data: bytes) -> Verdict:
+    return Verdict(Status.COMPLETED, None, len(data), hashlib.sha256(data).digest())
+
+
+def expired(what: Item) -> Verdict:
+    return Verdict(Status.EXPIRED, BatchTransferFailed(what.key.request, "expired"))
+
+
+async def received(target: FileTarget, what: Item, data: bytes) -> FileIncoming:
+    incoming = target.begin(what)
+    await target.in_thread(lambda: incoming.write_at(0, data))
+    return incoming
+
+
+async def publish(target: FileTarget, what: Item, data: bytes) -> Verdict:
+    return await (await received(target, what, data)).settle(completed(data))
+
+
+def temporaries(root: Path) -> list[str]:
+    incoming = root / ".splitferry/incoming"
+    return [path.name for path in incoming.glob("*/*") if path.name != "lock"]
+
+
+@contextmanager
+def fast_root() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=FAST) as folder:
+        yield Path(folder) / "root"
+
+
+@pytest.fixture
+async def target(tmp_path: Path) -> AsyncIterator[FileTarget]:
+    opened = await FileTarget.open(tmp_path / "root")
+    yield opened
+    await asyncio.to_thread(opened.close)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "root"
+
+
+# The way of a file
+
+
+async def test_writes_in_any_order_become_one_file(target: FileTarget, root: Path) -> None:
+    data = os.urandom(3_000_001)
+    what = item("a/b c/ü.bin")
+    incoming = target.begin(what)
+
+    def write() -> None:
+        for start in (2_000_000, 0, 1_000_000):
+            incoming.write_at(start, memoryview(data)[start : start + 1_000_001])
+
+    await target.in_thread(write)
+    assert await target.in_thread(lambda: incoming.read_at(5, 7)) == data[5:12]
+    assert not (root / "a").exists()
+    verdict = await incoming.settle(completed(data))
+    assert verdict == replace(completed(data), target={"path": "a/b c/ü.bin"})
+    published = root / "a/b c/ü.bin"
+    assert published.read_bytes() == data
+    assert published.stat().st_mode & 0o777 == 0o640
+    assert temporaries(root) == []
+    assert target.held == 0
+    assert target.settling.published == len(data)
+    assert await incoming.settle(expired(what)) == verdict
+
+
+async def test_begin_does_no_io_and_an_empty_item_is_a_file(target: FileTarget, root: Path) -> None:
+    incoming = target.begin(item())
+    assert temporaries(root) == []
+    verdict = await incoming.settle(completed(b""))
+    assert verdict.status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b""
+
+
+async def test_a_failed_proposal_leaves_no_file(target: FileTarget, root: Path) -> None:
+    what = item(version=U64_MAX, sequence=U64_MAX // 10)
+    what = replace(what, key=replace(what.key, first=2**62))
+    incoming = await received(target, what, b"bytes")
+    proposal = replace(expired(what), size=U64_MAX, sha256=b"\xff" * 32)
+    verdict = await incoming.settle(proposal)
+    assert verdict.status is Status.EXPIRED
+    assert not (root / "item").exists()
+    assert temporaries(root) == []
+    # Whoever asks again is told the same, whatever it proposes.
+    again = await publish(target, what, b"bytes")
+    assert (again.status, again.size, again.sha256) == (Status.EXPIRED, U64_MAX, b"\xff" * 32)
+    assert isinstance(again.error, BatchTransferFailed)
+    assert again.error.reason == "expired"
+    assert again.error.request_id == what.key.request
+    assert not (root / "item").exists()
+
+
+async def test_discard_leaves_nothing(target: FileTarget, root: Path) -> None:
+    incoming = await received(target, item(), b"bytes")
+    assert target.held > 0
+    await target.in_thread(incoming.discard)
+    await target.in_thread(incoming.discard)
+    assert (temporaries(root), target.held) == ([], 0)
+    with pytest.raises(Condemned):
+        await target.in_thread(lambda: incoming.write_at(0, b"bytes"))
+
+
+async def test_a_file_with_a_hole_is_condemned(target: FileTarget, root: Path) -> None:
+    incoming = target.begin(item())
+    await target.in_thread(lambda: incoming.write_at(4, b"bytes"))
+    with pytest.raises(Condemned):
+        await incoming.settle(completed(b"123456789"))
+    assert (temporaries(root), (root / "item").exists()) == ([], False)
+
+
+async def test_the_order_of_what_makes_it_durable(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes, then their name, then the verdict, then the rename, then its directories (rule 4)."""
+    taken: list[str] = []
+    sync, rename = os.fsync, os.rename
+    transaction = target.settling._catalogue.transaction
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        taken.append("sync " + os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def renamed(source: str, destination: str, **options: int) -> None:
+        rename(source, destination, **options)
+        taken.append(f"rename {destination}")
+
+    @contextmanager
+    def committed() -> Iterator[None]:
+        with transaction():
+            yield
+        taken.append("commit")
+
+    incoming = await received(target, item("a/item"), b"bytes")
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(target.settling._catalogue, "transaction", committed)
+    await incoming.settle(completed(b"bytes"))
+    owner = target.owner.name
+    assert taken == [
+        "sync 0",
+        f"sync {owner}",
+        "commit",
+        "rename item",
+        "sync root",
+        "sync a",
+        f"sync {owner}",
+        "commit",
+    ]
+
+
+# Deaths
+
+
+@pytest.mark.parametrize(
+    ("recovery", "twice"),
+    [
+        ("receive", None),
+        ("expire", None),
+        ("receive-unswept", None),
+        ("expire-unswept", None),
+        ("receive-unswept", "COMMIT"),
+        ("expire-unswept", "rename"),
+    ],
+)
+def test_a_death_at_any_step(recovery: str, twice: str | None) -> None:
+    """Rules 1, 3, 4, 6 and 9 after SIGKILL before every step; `twice`: the recovery dies, too."""
+    with tempfile.TemporaryDirectory(dir=FAST) as folder:
+        command = [sys.executable, str(STEPS), folder, recovery, *([twice] if twice else [])]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+        assert ran.stderr == ""
+        deaths = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(deaths) > 40
+    seen = set()
+    for death in deaths:
+        assert death["exit"] == 0, death
+        status, size, digest, place = death["verdict"]
+        assert death["after_death"] in {"old", "new"}, death
+        assert (status, death["recovered"]) in {("completed", "new"), ("expired", "old")}, death
+        assert death["final"] == death["recovered"], death
+        assert death["after_death"] == "old" or status == "completed", death
+        assert death["again"] == death["verdict"], death
+        assert death["left"] == [], death
+        assert death["files"] == ["prepared", "root"], death
+        if status == "completed":
+            assert (size, place) == (20000, {"path": "a/b/item.bin"})
+            assert digest == hashlib.sha256(b"new!" * 5000).hexdigest()
+        seen.add((death["after_death"], status))
+    if recovery.startswith("expire") and twice is None:
+        assert seen == {("old", "expired"), ("old", "completed"), ("new", "completed")}
+
+
+# Zombies
+
+
+class Turns:
+    """Lets the transactions of several targets run in a given order."""
+
+    def __init__(self, order: str) -> None:
+        self._order = list(order)
+        self._changed = threading.Condition()
+
+    def gate(self, who: str, target: FileTarget) -> None:
+        transaction = target.settling._catalogue.transaction
+
+        @contextmanager
+        def in_turn() -> Iterator[None]:
+            with self._changed:
+                assert self._changed.wait_for(
+                    lambda: not self._order or self._order[0] == who, timeout=30
+                )
+            try:
+                with transaction():
+                    yield
+            finally:
+                with self._changed:
+                    if who in self._order:
+                        self._order.remove(who)
+                    self._changed.notify_all()
+
+        target.settling._catalogue.transaction = in_turn  # type: ignore[method-assign]
+
+    def done(self, who: str) -> None:
+        with self._changed:
+            self._order = [one for one in self._order if one != who]
+            self._changed.notify_all()
+
+
+ORDERS = sorted({"".join(order) for order in itertools.permutations("zznn")})
+
+
+async def side_by_side(
+    root: Path, order: str, zombie: tuple[Item, Verdict, bytes], owner: tuple[Item, Verdict, bytes]
+) -> list[Verdict]:
+    turns = Turns(order)
+
+    async def run(who: str, what: Item, proposal: Verdict, data: bytes) -> Verdict:
+        target = await FileTarget.open(root)
+        incoming = await received(target, what, data)
+        turns.gate(who, target)
+        try:
+            verdict = await incoming.settle(proposal)
+        finally:
+            turns.done(who)
+        await asyncio.to_thread(target.close)
+        return verdict
+
+    return list(await asyncio.gather(run("z", *zombie), run("n", *owner)))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("zombie", ["completed", "expired"])
+@pytest.mark.parametrize("owner", ["completed", "expired"])
+async def test_a_zombie_and_the_new_owner_agree(order: str, zombie: str, owner: str) -> None:
+    data, what = b"bytes" * 1000, item("a/item")
+    proposals = {"completed": completed(data), "expired": expired(what)}
+    with fast_root() as root:
+        first, second = await side_by_side(
+            root, order, (what, proposals[zombie], data), (what, proposals[owner], data)
+        )
+        assert str(first) == str(second)
+        assert first.status == (zombie if order[0] == "z" else owner)
+        assert (root / "a/item").exists() == (first.status is Status.COMPLETED)
+        if first.status is Status.COMPLETED:
+            assert (root / "a/item").read_bytes() == data
+        assert list((root / ".splitferry/incoming").iterdir()) == []
+
+
+@pytest.mark.parametrize("order", ORDERS)
+async def test_two_versions_at_once(order: str) -> None:
+    """A newer version wins whenever it comes; an older one only if it was judged first."""
+    older, newer = item(version=1, sequence=1), item(version=2, sequence=2)
+    with fast_root() as root:
+        first, second = await side_by_side(
+            root, order, (older, completed(b"older"), b"older"), (newer, completed(b"new"), b"new")
+        )
+        assert second.status is Status.COMPLETED
+        assert (root / "item").read_bytes() == b"new"
+        if order[0] == "z":
+            assert first.status is Status.COMPLETED
+        else:
+            assert isinstance(first.error, VersionMismatch)
+            assert (first.error.expected, first.error.actual) == (3, 1)
+
+
+async def test_an_unfinished_newer_version_explains_lost_bytes(root: Path) -> None:
+    """v1 renamed, its owner dead; v2 renamed over it, its owner dead: both were published."""
+    target = await FileTarget.open(root)
+    for version, data in ((1, b"one"), (2, b"two")):
+        incoming = await received(target, item(version=version, sequence=version), data)
+        fail_next_syncs = target.tree.sync
+        target.tree.sync = lambda unique_ids: {name: OSError(errno.EIO, "x") for name in unique_ids}  # type: ignore[method-assign]
+        with pytest.raises(Condemned):
+            await incoming.settle(completed(data))
+        target.tree.sync = fail_next_syncs  # type: ignore[method-assign]
+    assert (root / "item").read_bytes() == b"two"
+    for version in (1, 2):
+        what = item(version=version, sequence=version)
+        verdict = await target.begin(what).settle(expired(what))
+        assert verdict.status is Status.COMPLETED
+        assert (root / "item").read_bytes() == b"two"
+    await asyncio.to_thread(target.close)
+
+
+# Verdicts against a model
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "a/x"]),
+        st.integers(1, 4),
+        st.sampled_from(["g", "h"]),
+        st.booleans(),
+        st.integers(0, 1),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ACTIONS)
+def test_verdicts_follow_the_rules(actions: list[tuple[str, int, str, bool, int]]) -> None:
+    """First writer wins; only over older versions; the same request again is no mismatch."""
+
+    async def run(root: Path) -> None:
+        targets = [await FileTarget.open(root), await FileTarget.open(root)]
+        verdicts: dict[RequestKey, Status] = {}
+        held: dict[str, tuple[int, int, bytes]] = {}
+        for name, number, group, complete, who in actions:
+            # A request has one name, one version and the same bytes for every group.
+            version, sequence = 1 + number // 2, number + 10 * len(name)
+            what = item(name, version, sequence + (100 if name == "b" else 0), group)
+            data = str(what.key.request).encode()
+            proposal = completed(data) if complete else expired(what)
+            # The first write already tells that a path is taken; a verdict is still given.
+            incoming = targets[who].begin(what)
+            try:
+                await targets[who].in_thread(lambda: incoming.write_at(0, data))  # noqa: B023
+            except Refused as refused:
+                proposal = Verdict(Status.FAILED, refused.error)
+            verdict = await incoming.settle(proposal)
+            if what.key not in verdicts:
+                blocked = any(other in held for other in {"a": ["a/x"], "a/x": ["a"]}.get(name, []))
+                before = held.get(name)
+                if not complete and not blocked:
+                    expected = Status.EXPIRED
+                elif blocked or (before and before[0] >= version and before[1] != sequence):
+                    expected = Status.FAILED
+                else:
+                    expected = Status.COMPLETED
+                    held[name] = (version, sequence, data)
+                verdicts[what.key] = expected
+            assert verdict.status is verdicts[what.key]
+            for path, (_, _, data) in held.items():
+                assert (root / path).read_bytes() == data
+        for target in targets:
+            await target.sweep()
+            assert target.settling.published == sum(len(data) for _, _, data in held.values())
+            await asyncio.to_thread(target.close)
+        assert list((root / ".splitferry/incoming").iterdir()) == []
+
+    with fast_root() as root:
+        asyncio.run(run(root))
+
+
+# Obstacles and limits
+
+
+async def test_a_directory_in_the_way_is_refused_at_the_first_write(
+    target: FileTarget, root: Path
+) -> None:
+    (root / "item").mkdir()
+    incoming = target.begin(item())
+    with pytest.raises(Refused) as refused:
+        await target.in_thread(lambda: incoming.write_at(0, b"bytes"))
+    assert isinstance(refused.value.error, WriteDataFailed)
+    assert "directory" in refused.value.error.message
+    assert temporaries(root) == []
+
+
+@pytest.mark.parametrize("obstacle", ["directory", "parent is a file", "link"])
+async def test_an_obstacle_that_comes_later_is_a_verdict(
+    target: FileTarget, root: Path, obstacle: str
+) -> None:
+    incoming = await received(target, item("a/item"), b"bytes")
+    if obstacle == "directory":
+        (root / "a/item").mkdir(parents=True)
+    elif obstacle == "link":
+        (root / "a").symlink_to(root.parent)
+    else:
+        (root / "a").write_bytes(b"")
+    verdict = await incoming.settle(completed(b"bytes"))
+    assert verdict.status is Status.FAILED
+    assert isinstance(verdict.error, WriteDataFailed)
+    assert verdict.target is None
+    assert temporaries(root) == []
+    assert not (root.parent / "item").exists()
+
+
+async def test_an_obstacle_between_the_two_phases_turns_the_verdict(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming = await received(target, item(), b"bytes")
+    place = target.tree.place
+
+    def placed(source: str, directory: int, unique_id: str) -> None:
+        (root / "item").mkdir()
+        place(source, directory, unique_id)
+
+    monkeypatch.setattr(target.tree, "place", placed)
+    verdict = await incoming.settle(completed(b"bytes"))
+    assert isinstance(verdict.error, WriteDataFailed)
+    monkeypatch.undo()
+    (root / "item").rmdir()
+    assert (await publish(target, item(), b"bytes")).status is Status.FAILED
+    assert not (root / "item").exists()
+    assert (await publish(target, item(version=1, sequence=2), b"bytes")).status == "completed"
+
+
+async def test_one_bad_item_in_a_batch_leaves_the_others(target: FileTarget, root: Path) -> None:
+    items = [item("b/x" if n == 3 else f"f{n}", sequence=n) for n in range(8)]
+    files = [await received(target, what, b"bytes") for what in items]
+    (root / "b").write_bytes(b"")
+    gate = threading.Event()
+    target.settling.submit(lambda: assert_set(gate))
+    settled = [asyncio.ensure_future(one.settle(completed(b"bytes"))) for one in files]
+    while len(target.settling._waiting) < len(items):
+        await asyncio.sleep(0)
+    gate.set()
+    statuses = [(await one).status for one in settled]
+    assert statuses == ["failed" if n == 3 else "completed" for n in range(8)]
+
+
+async def caught_up(target: FileTarget) -> None:
+    """Wait until the catalogue's thread has done all that it was given."""
+    await target.in_thread(lambda: target.settling.run(int))
+
+
+def assert_set(gate: threading.Event) -> None:
+    assert gate.wait(30)
+
+
+async def test_offsets_that_no_file_has_are_refused(target: FileTarget) -> None:
+    incoming = target.begin(item())
+    for offset in (2**63 - 2, U64_MAX - 5):
+        with pytest.raises(Refused):
+            await target.in_thread(lambda: incoming.write_at(offset, b"bytes"))  # noqa: B023
+    assert target.held == 0
+
+
+async def test_the_quota_counts_published_and_temporary_bytes(root: Path) -> None:
+    target = await FileTarget.open(root, quota=100_000)
+    assert (await publish(target, item("a"), bytes(60_000))).status is Status.COMPLETED
+    assert (target.settling.published, target.held) == (60_000, 0)
+    incoming = target.begin(item("b", sequence=2))
+    await target.in_thread(lambda: incoming.write_at(0, bytes(30_000)))
+    with pytest.raises(Refused, match="quota 100000"):
+        await target.in_thread(lambda: incoming.write_at(30_000, bytes(20_000)))
+    await target.in_thread(incoming.discard)
+    # A replacement counts by what it adds, once it is judged.
+    assert (await publish(target, item("a", 2, 3), bytes(30_000))).status is Status.COMPLETED
+    assert target.settling.published == 30_000
+    other = await FileTarget.open(root, quota=45_000)
+    incoming = await received(other, item("c", sequence=4), bytes(8_000))
+    assert (await publish(target, item("d", 1, 5), bytes(8_000))).status is Status.COMPLETED
+    verdict = await incoming.settle(completed(bytes(8_000)))
+    assert isinstance(verdict.error, BatchTransferFailed)
+    assert "quota 45000" in verdict.error.reason
+    for one in (target, other):
+        await asyncio.to_thread(one.close)
+
+
+async def test_the_disk_reserve_heals(root: Path) -> None:
+    target = await FileTarget.open(root, disk_reserve=2**62)
+    incoming = target.begin(item())
+    with pytest.raises(OSError, match="free") as full:
+        await target.in_thread(lambda: incoming.write_at(0, b"bytes"))
+    assert full.value.errno == errno.ENOSPC
+    assert target.held == 0
+    target._disk_reserve = 0
+    await target.in_thread(lambda: incoming.write_at(0, b"bytes"))
+    assert (await incoming.settle(completed(b"bytes"))).status is Status.COMPLETED
+    await asyncio.to_thread(target.close)
+
+
+async def test_what_is_reserved_stays_near_what_was_written(target: FileTarget) -> None:
+    sparse = target.begin(item("sparse"))
+
+    def scatter() -> None:
+        for n in range(50):
+            sparse.write_at(n * 2**26, b"x")
+
+    await target.in_thread(scatter)
+    assert target.held == 50 * 4096
+    await target.in_thread(sparse.discard)
+    whole = target.begin(item("whole"))
+    steps = 0
+    for n in range(64):
+        before = target.held
+        await target.in_thread(lambda: whole.write_at(n * 65536, bytes(65536)))  # noqa: B023
+        assert target.held <= 2 * (n + 1) * 65536
+        steps += target.held != before
+    assert steps < 10
+    await target.in_thread(whole.discard)
+
+
+FULL_DISK = """
+import asyncio, errno, os, sys
+from splitferry_consumer.targets.inode import Inode
+
+descriptor = os.open(sys.argv[1] + "/file", os.O_RDWR | os.O_CREAT)
+inode = Inode(descriptor, lambda size: None, lambda size: None)
+inode.write_at(0, bytes(2**20))
+free = os.statvfs(sys.argv[1]).f_bavail
+try:
+    inode.write_at(2**20, bytes(8 * 2**20))
+except OSError as error:
+    assert error.errno == errno.ENOSPC
+    assert os.statvfs(sys.argv[1]).f_bavail == free, "the disk stays full"
+    inode.write_at(2**20, bytes(2 * 2**20))
+    assert inode.trim(3 * 2**20) and inode.read_at(3 * 2**20 - 1, 1) == bytes(1)
+    assert inode.charged == 3 * 2**20
+    print("as it should")
+"""
+
+
+def test_a_full_disk_is_not_kept_full(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=4m tmpfs '{tmp_path}' && exec \"$0\" -c \"$1\" '{tmp_path}'"
+    command = ["unshare", "-rm", "sh", "-c", mount]
+    try:
+        subprocess.run([*command, "true", ""], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a small file system needs leave to mount one")
+    ran = subprocess.run(
+        [*command, sys.executable, FULL_DISK], capture_output=True, text=True, check=False
+    )
+    assert (ran.stdout, ran.stderr) == ("as it should\n", "")
+
+
+# Errors that heal, and those that do not
+
+
+async def test_a_failed_sync_condemns_the_bytes(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming = await received(target, item(), b"bytes")
+    calls = []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for _ in range(2):
+        with pytest.raises(Condemned):
+            await incoming.settle(completed(b"bytes"))
+    assert len(calls) == 1
+    assert (temporaries(root), target.held) == ([], 0)
+    monkeypatch.undo()
+    assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
+
+
+async def test_a_directory_that_cannot_be_synced_condemns_and_the_next_owner_finishes(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming = await received(target, item(), b"bytes")
+    error = OSError(errno.EIO, "Input/output error")
+    with monkeypatch.context() as patch:
+        patch.setattr(target.tree, "sync", lambda names: dict.fromkeys(names, error))
+        with pytest.raises(Condemned):
+            await incoming.settle(completed(b"bytes"))
+    await target.in_thread(incoming.discard)
+    verdict = await target.begin(item()).settle(expired(item()))
+    assert verdict.status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize("recovery", ["again", "discard and receive", "discard and sweep"])
+async def test_a_rename_that_fails_is_tried_again(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch, recovery: str
+) -> None:
+    incoming = await received(target, item(), b"bytes")
+
+    def rename(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        with pytest.raises(OSError, match="Input/output"):
+            await incoming.settle(completed(b"bytes"))
+        if recovery != "again":
+            await target.in_thread(incoming.discard)
+            await caught_up(target)
+            assert len(temporaries(root)) == 1  # The verdict stands, and names it.
+    if recovery == "again":
+        assert (await incoming.settle(completed(b"bytes"))).status is Status.COMPLETED
+    elif recovery == "discard and receive":
+        assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
+    else:
+        await target.sweep()
+    assert (root / "item").read_bytes() == b"bytes"
+    assert (temporaries(root), target.held) == ([], 0)
+
+
+async def test_a_locked_catalogue_heals(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "BUSY_TIMEOUT", 0.05)
+    target = await FileTarget.open(root)
+    incoming = await received(target, item(), b"bytes")
+    program = (
+        "import sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "db.execute('BEGIN EXCLUSIVE'); print('locked', flush=True); sys.stdin.read()"
+    )
+    path = str(root / ".splitferry/catalog.db")
+    locker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, path, stdin=-1, stdout=-1
+    )
+    assert locker.stdout is not None
+    assert await locker.stdout.readline() == b"locked\n"
+    with pytest.raises(OSError, match="locked"):
+        await incoming.settle(completed(b"bytes"))
+    assert not (root / "item").exists()
+    await locker.communicate(b"")
+    assert (await incoming.settle(completed(b"bytes"))).status is Status.COMPLETED
+    await asyncio.to_thread(target.close)
+
+
+async def test_a_cancelled_settle_leaves_a_whole_state(target: FileTarget, root: Path) -> None:
+    incoming = await received(target, item(), b"bytes")
+    gate = threading.Event()
+    target.settling.submit(lambda: assert_set(gate))
+    settling = asyncio.ensure_future(incoming.settle(completed(b"bytes")))
+    while not target.settling._waiting:
+        await asyncio.sleep(0)
+    settling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await settling
+    await target.in_thread(incoming.discard)
+    gate.set()
+    await caught_up(target)
+    assert (temporaries(root), target.held, (root / "item").exists()) == ([], 0, False)
+
+
+# Owners
+
+
+async def test_the_files_of_the_living_stay_and_those_of_the_dead_go(root: Path) -> None:
+    target = await FileTarget.open(root)
+    await received(target, item(), b"bytes")
+    other = await FileTarget.open(root)
+    await received(other, item("other", sequence=2), b"bytes")
+    await target.sweep()
+    assert len(temporaries(root)) == 2
+    # The kernel's part in a death: the lock is gone, all else stays.
+    fcntl.flock(other.owner.lock, fcntl.LOCK_UN)
+    await target.sweep()
+    assert len(temporaries(root)) == 1
+    await asyncio.to_thread(target.close)
+    assert [path.name for path in (root / ".splitferry/incoming").iterdir()] == []
+    await asyncio.to_thread(other.close)
+
+
+def test_owners_start_while_others_sweep() -> None:
+    """A sweeper never takes the directory of an owner that has just come."""
+    with fast_root() as root:
+        FileTarget(root).close()
+        failures: list[BaseException] = []
+
+        def come_and_go() -> None:
+            try:
+                for _ in range(40):
+                    target = FileTarget(root)
+                    incoming = target.begin(item())
+                    incoming.write_at(0, b"bytes")
+                    assert os.stat(incoming._temporary, dir_fd=target.incoming).st_nlink == 1
+                    target.close()
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert list((root / ".splitferry/incoming").iterdir()) == []
+
+
+async def test_passed_verdicts_are_forgotten(target: FileTarget, root: Path) -> None:
+    for sequence in (1, 2, 3):
+        what = item(f"f{sequence}", sequence=sequence)
+        await target.begin(what).settle(expired(what))
+    await target.passed("g", "splits", 0, 20)
+    # Forgotten, the first may be judged anew; the others may not.
+    verdicts = [await publish(target, item(f"f{n}", sequence=n), b"bytes") for n in (1, 2, 3)]
+    assert [verdict.status for verdict in verdicts] == ["completed", "expired", "expired"]
+
+
+# Roots that cannot be used
+
+
+def test_a_newer_catalogue_is_refused(root: Path) -> None:
+    FileTarget(root).close()
+    with sqlite3.connect(root / ".splitferry/catalog.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(TargetUnusable, match=r"newer splitferry .*upgrade"):
+        FileTarget(root)
+    assert list((root / ".splitferry/incoming").iterdir()) == []
+
+
+async def test_a_damaged_catalogue_names_a_remedy(root: Path) -> None:
+    (root / ".splitferry").mkdir(parents=True)
+    (root / ".splitferry/catalog.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(TargetUnusable, match=r"damaged .*restore it from a backup"):
+        await FileTarget.open(root)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "root"])
+async def test_a_root_that_is_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/.splitferry").symlink_to(tmp_path)
+    with pytest.raises(TargetUnusable, match="choose another root"):
+        await FileTarget.open(tmp_path / name)
+
+
+def unprivileged() -> AbstractContextManager[None]:
+    @contextmanager
+    def other_user() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return other_user()
+
+
+def test_a_root_without_write_access() -> None:
+    folder = tempfile.mkdtemp()
+    os.chmod(folder, 0o555)
+    try:
+        with unprivileged(), pytest.raises(TargetUnusable, match="write access"):
+            FileTarget(folder)
+    finally:
+        os.chmod(folder, 0o755)
+        shutil.rmtree(folder)
