@@ -188,6 +188,12 @@ def test_a_result_for_people() -> None:
     assert "BatchTransferFailed: request 7-42 failed: why" in result_text(failed).plain
 
 
+def test_names_cannot_steer_the_terminal() -> None:
+    told = result_text(result(unique_id="a\x1b[2J\nb\udc80é", target={"path": "\x07"})).plain
+    assert "a\\x1b[2J\\nb\\udc80é v3" in told
+    assert told.isprintable()
+
+
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")]
 )

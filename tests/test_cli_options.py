@@ -98,6 +98,7 @@ def test_common_options_count_before_the_subcommand_as_after_it(tree: Any) -> No
         ("[mov]\nloud = true", "unknown key 'mov'; the nearest valid one is 'move'"),
         ("[inner.deep]\nloud = true", "unknown key 'inner.deep.loud'"),
         ("config = 'x'", "unknown key 'config'"),
+        ("move = 1", "'move' is a table"),
         ("loud = 1", "'loud' is true or false, not 1"),
         ("split-size = true", "'split-size' cannot be True"),
         ("split-size = [1]", "'split-size' cannot be [1]"),

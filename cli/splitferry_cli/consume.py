@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import structlog
+
 from splitferry_consumer.service import Service, Settings, StartError
 
 from .command import INTERRUPTED, Command, Common

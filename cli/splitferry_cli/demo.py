@@ -10,9 +10,10 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.text import Text
@@ -147,6 +148,8 @@ async def _perform(stage: Stage, items: Sequence[Item], kill: bool) -> None:
     results, recovery = await _transfer(stage, items, total, kill)
     seconds = time.monotonic() - begun
     found = await _check(stage, items, results)
+    if kill:
+        found["results came after the kill"] = None if recovery else "all had come before"
     code = await consumer.stop()
     found["the consumer stopped cleanly"] = f"exit code {code}" if code else None
     _summary(output, found, len(items), total, seconds, recovery)
@@ -170,48 +173,37 @@ async def _transfer(
 
     async def supervise() -> None:
         nonlocal killed_at
-        watched = asyncio.create_task(stage.consumer.watch())
-        try:
-            if kill:
-                await _first(_half_written(stage.root, total), watched)
-                await stage.consumer.kill()
-                killed_at = time.monotonic()
-                stage.common.output.note(
-                    Text(
-                        "The consumer was killed with SIGKILL half-way; starting it again.", "bold"
-                    )
-                )
-                await stage.consumer.start()
-                await stage.consumer.watch()
-            await watched
-        finally:
-            watched.cancel()
+        if kill:
+            await _first(_half_written(stage.root, total), stage.consumer.watch())
+            await stage.consumer.kill()
+            killed_at = time.monotonic()
+            stage.common.output.note(
+                Text("The consumer was killed with SIGKILL half-way; starting it again.", "bold")
+            )
+            await stage.consumer.start()
+        await stage.consumer.watch()
 
     wanted = Wanted(time.time_ns() // 1_000_000, Block.FILE, None, True, ITEM_SECONDS, 4)
     connection, names = stage.common.connection, stage.common.names
     async with Producer(
-        connection,
-        splits_topic=names.splits,
-        results_topic=names.results,
-        group=stage.group,
+        connection, splits_topic=names.splits, results_topic=names.results, group=stage.group
     ) as producer:
-        sending = asyncio.create_task(send_all(producer, items, wanted, stage.common.output, done))
-        supervising = asyncio.create_task(supervise())
-        try:
-            await _first(sending, supervising)
-        finally:
-            for task in (sending, supervising):
-                task.cancel()
-            await asyncio.wait([sending, supervising])
+        sending = send_all(producer, items, wanted, stage.common.output, done)
+        await _first(sending, supervise())
     return results, recovery
 
 
-async def _first(*works: Awaitable[object]) -> None:
-    """Return when the first of the works is done; what it raised is raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
+async def _first(*works: Coroutine[Any, Any, object]) -> None:
+    """Until the first of the works is done; the others are cancelled, and may clean up."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _half_written(root: Path, total: int) -> None:

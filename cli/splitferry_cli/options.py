@@ -95,15 +95,21 @@ def defaults_from(
         click.UsageError: a key that is no option, or a value that no option can have.
     """
     options = options_of(command)
-    subcommands = command.commands if isinstance(command, click.Group) else {}
+    subcommands = {
+        name.replace("-", "_"): sub
+        for name, sub in (command.commands if isinstance(command, click.Group) else {}).items()
+    }
+    here = path[0].replace("-", "_") if path else None
     own: dict[str, Any] = {}
     nearer: dict[str, Any] = {}
     for name, value in config.items():
         key = name.replace("-", "_")
-        if isinstance(value, dict) and name in subcommands:
-            deeper = path[1:] if path[:1] == [name] else []
-            found = defaults_from(value, subcommands[name], deeper, f"{where}{name}.")
-            if path[:1] == [name]:
+        if key in subcommands:
+            if not isinstance(value, dict):
+                raise click.UsageError(f"the file of --config: '{where}{name}' is a table")
+            deeper = path[1:] if key == here else []
+            found = defaults_from(value, subcommands[key], deeper, f"{where}{name}.")
+            if key == here:
                 nearer = found
         elif key in options:
             own[str(options[key].name)] = _as_text(options[key], f"{where}{name}", value)

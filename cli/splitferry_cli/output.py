@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +27,10 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(highlight=False, markup=False, soft_wrap=True)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal's encoding lacks is no reason to fail.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @property
     def live(self) -> bool:
@@ -35,7 +40,7 @@ class Output:
     def tell(self, fields: Mapping[str, Any], text: str | Text) -> None:
         """Print `fields` for a program, or `text` for a person."""
         if self.as_json:
-            self.console.file.write(json.dumps(plain(fields), ensure_ascii=False) + "\n")
+            self.console.file.write(json.dumps(plain(fields)) + "\n")
             self.console.file.flush()
         else:
             self.console.print(text)
@@ -61,6 +66,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(part) for part in value]
     return value
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what would steer a terminal: names come from anywhere."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in text
+    )
 
 
 def human_size(size: float) -> str:
@@ -96,13 +109,13 @@ def result_fields(result: Result) -> dict[str, Any]:
 def result_text(result: Result) -> Text:
     text = Text()
     text.append(f"{result.status:<9}", style=STYLES[result.status])
-    text.append(f" {result.request}  {result.unique_id} v{result.version}")
+    text.append(f" {result.request}  {printable(result.unique_id)} v{result.version}")
     if result.size is not None:
         text.append(f"  {human_size(result.size)}")
     if result.sha256 is not None:
         text.append(f"  sha256 {result.sha256.hex()[:16]}", style="dim")
     if result.error is not None:
-        text.append(f"  {result.error.code}: {result.error.message}", style="red")
+        text.append(f"  {result.error.code}: {printable(result.error.message)}", style="red")
     elif result.target:
-        text.append(f"  → {result.target.get('path') or result.target.get('shm')}")
+        text.append(f"  → {printable(str(result.target.get('path') or result.target.get('shm')))}")
     return text

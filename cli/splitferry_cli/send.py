@@ -30,7 +30,7 @@ from .bars import Bars
 from .command import Command, Common, run
 from .failures import Failure
 from .options import option
-from .output import Output, human_size
+from .output import Output, human_size, printable
 from .values import ByteSize, Label, Seconds
 
 
@@ -130,6 +130,9 @@ def send(
 
     async def work() -> int:
         items = await items_of(paths, unique_id, wanted.block)
+        if not items:
+            common.output.note("There is nothing to send.")
+            return 0
         async with Producer(
             common.connection,
             node_id=node_id,
@@ -216,7 +219,7 @@ async def _send_one(
 ) -> Result | Sent | None:
     """What became of the item, or, without a wait, what was sent; None: an error, told."""
     try:
-        with bars.item(item.unique_id, item.size()) as progress:
+        with bars.item(printable(item.unique_id), item.size()) as progress:
             result = await producer.send(
                 item.source(wanted.block),
                 unique_id=item.unique_id,
@@ -229,7 +232,9 @@ async def _send_one(
     except ProducerError as error:
         output.tell(
             _fields(item, wanted, "failed", getattr(error, "request", None), error=error),
-            Text.assemble(("failed   ", "red"), f" {item.unique_id}  {error.message}"),
+            Text.assemble(
+                ("failed   ", "red"), f" {printable(item.unique_id)}  {printable(error.message)}"
+            ),
         )
         return None
     if isinstance(result, Result):
@@ -237,7 +242,7 @@ async def _send_one(
     else:
         output.tell(
             _fields(item, wanted, "sent", result.request, result.size, result.sha256),
-            f"sent      {result.request}  {item.unique_id}  {human_size(result.size)}",
+            f"sent      {result.request}  {printable(item.unique_id)}  {human_size(result.size)}",
         )
     return result
 

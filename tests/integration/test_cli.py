@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 
@@ -329,16 +330,32 @@ async def test_demo(cli: Cli, tmp_path: Path, kill: bool) -> None:
     *results, summary = outcome.rows
     assert len(results) == summary["files"] == (20 if kill else 8)
     assert all(row["status"] == "completed" for row in results)
-    assert len(summary["checks"]) == 7
+    assert len(summary["checks"]) == 7 + kill
     assert set(summary["checks"].values()) == {None}
     assert (summary["recovery_seconds"] is not None) is kill
+    assert list(scratch.iterdir()) == []
+
+
+async def test_demo_tells_when_the_consumer_dies(cli: Cli, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = await cli.begin("demo", "--size", "512MiB", env={"TMPDIR": str(scratch)})
+    async with asyncio.timeout(60):
+        while not list(scratch.glob("*/received/.splitferry")):
+            await asyncio.sleep(0.1)
+    children = await asyncio.to_thread(psutil.Process(process.pid).children)
+    (consumer,) = [child for child in children if "consume" in child.cmdline()]
+    consumer.kill()
+    outcome = await ended(process)
+    assert outcome.code == 1
+    assert "the consumer has ended with -9" in outcome.error
     assert list(scratch.iterdir()) == []
 
 
 async def test_demo_cleans_up_after_ctrl_c(cli: Cli, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    process = await cli.begin("demo", "--size", "2GiB", env={"TMPDIR": str(scratch)})
+    process = await cli.begin("demo", "--size", "512MiB", env={"TMPDIR": str(scratch)})
     async with asyncio.timeout(60):
         while not list(scratch.glob("*/received/.splitferry")):
             await asyncio.sleep(0.1)
