@@ -43,7 +43,7 @@ BATCH = 8 * 1024 * 1024
 """Bytes handed to a worker thread at once: the hop costs little, and memory is let go often."""
 READ_BACK = 1024 * 1024
 """Bytes read at once when the digest catches up from the target."""
-PAUSES = wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1)
+PAUSES = wait_exponential_jitter(multiplier=0.1, max=2.0, jitter=0.1)
 
 T = TypeVar("T")
 
