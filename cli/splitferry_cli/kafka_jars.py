@@ -73,7 +73,7 @@ def _fetch(home: Path, cancelled: Callable[[], bool]) -> None:
     except ImportError:
         raise _missing_extra() from None
 
-    columns = SpinnerColumn(finished_text=""), TextColumn("{task.description}"), DownloadColumn()
+    columns = TextColumn("{task.description}"), DownloadColumn(), SpinnerColumn(finished_text="")
     with (
         tempfile.TemporaryDirectory(prefix="fetch-", dir=home.parent) as scratch,
         Progress(*columns, console=Console(stderr=True)) as progress,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import docker_answers
 
+from brokers import docker_answers
 from splitferry_cli.kafka_process import free_ports
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]

@@ -6,8 +6,8 @@ import os
 from collections.abc import Awaitable, Callable
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from tests.conftest import DEAD_LETTERS_BYTES, Topics
 
+from brokers import DEAD_LETTERS_BYTES, Topics
 from splitferry_protocol.records import HEADER_MAX, PAYLOAD_MAX
 
 
