@@ -7,18 +7,18 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from tests.conftest import Topics
 
+from brokers import Topics
 from splitferry_producer import (
     ConnectionSettings,
     DeliveryFailed,
@@ -36,7 +36,7 @@ from splitferry_producer import (
     TooFewPartitions,
     UnknownTopic,
 )
-from splitferry_protocol.codec import decode_record, encode_accepted, encode_result
+from splitferry_protocol.codec import encode_accepted, encode_result
 from splitferry_protocol.errors import BatchTransferFailed
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.partitioning import partition_for
@@ -49,6 +49,7 @@ from splitferry_protocol.records import (
     Split,
     Status,
 )
+from splits_log import first_split, logged, read
 
 Create = Callable[..., Awaitable[Topics]]
 Connect = Callable[..., Producer]
@@ -69,26 +70,6 @@ def connect(bootstrap_servers: str, tmp_path: Path) -> Connect:
     return make
 
 
-async def read(servers: str, topic: str) -> AsyncGenerator[tuple[int, Split | Abort], None]:
-    """Every record of the splits topic with its partition, for ever; each obeys the contract."""
-    async with AIOKafkaConsumer(
-        topic,
-        bootstrap_servers=servers,
-        auto_offset_reset="earliest",
-        metadata_max_age_ms=200,
-        fetch_max_wait_ms=50,
-    ) as consumer:
-        async for record in consumer:
-            yield record.partition, decode_record(record.key, record.value, record.headers)
-
-
-async def first_split(servers: str, topics: Topics) -> Split:
-    async with aclosing(read(servers, topics.splits)) as records:
-        _, split = await anext(records)
-        assert isinstance(split, Split)
-        return split
-
-
 @asynccontextmanager
 async def administrator(servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
     client = AIOKafkaAdminClient(bootstrap_servers=servers)
@@ -97,25 +78,6 @@ async def administrator(servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
         yield client
     finally:
         await client.close()
-
-
-async def logged(servers: str, topics: Topics, request: RequestId | None = None) -> list[Any]:
-    """(partition, record) of all that lies on the splits topic now, payloads as bytes."""
-    async with AIOKafkaConsumer(bootstrap_servers=servers, auto_offset_reset="earliest") as reader:
-        partitions = await reader._client._wait_on_metadata(topics.splits)
-        wanted = [TopicPartition(topics.splits, partition) for partition in partitions]
-        reader.assign(wanted)
-        ends = await reader.end_offsets(wanted)
-        found = []
-        for where in wanted:
-            while await reader.position(where) < ends[where]:
-                for record in (await reader.getmany(where, timeout_ms=500)).get(where, []):
-                    made = decode_record(record.key, record.value, record.headers)
-                    if isinstance(made, Split):
-                        made = replace(made, payload=bytes(made.payload))
-                    if request in (None, made.request):
-                        found.append((where.partition, made))
-        return found
 
 
 def result_for(split: Split, group: str, status: Status, item: bytes = b"") -> Result:
