@@ -12,6 +12,7 @@ import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -119,6 +120,8 @@ class WriteSplitDataTaskGroup:
         self._written = Coverage()
         self._digest = hashlib.sha256()
         self._digested = 0
+        self._at = 0
+        """Byte of the item at which the last read or write began."""
         self._log = log.bind(
             request=str(item.key.request),
             partition=item.key.partition,
@@ -208,7 +211,8 @@ class WriteSplitDataTaskGroup:
         self._failed = True
         if self._ending is None:
             self._reports.failed(error)
-        else:
+        elif self._ending.status is Status.COMPLETED:
+            # An end that came meanwhile and is none of ours stays: the log has decided it.
             self._ending = Ending(Status.FAILED, error)
 
     async def _persist(self, action: Callable[[], Awaitable[T]]) -> T:
@@ -229,7 +233,7 @@ class WriteSplitDataTaskGroup:
         assert attempt.outcome is not None
         self._log.warning(
             self.write_error,
-            at=self._written.prefix,
+            at=self._at,
             attempt=attempt.attempt_number,
             error=str(attempt.outcome.exception()),
         )
@@ -245,11 +249,12 @@ class WriteSplitDataTaskGroup:
             task = left[0]
             if task.overlaps:
                 same = all(
-                    self._incoming.read_at(start, end - start) == task.part((start, end))
+                    self._read(start, end - start) == task.part((start, end))
                     for start, end in task.overlaps
                 )
             for gap in task.gaps if same is not False else ():
                 data = task.part(gap)
+                self._at = gap[0]
                 self._incoming.write_at(gap[0], data)
                 self._written.add(*gap)
                 if gap[0] == self._digested:
@@ -257,16 +262,23 @@ class WriteSplitDataTaskGroup:
                     self._digested = gap[1]
             left.popleft()
         # After a gap has closed the digest follows from the target, a few steps at a time, so
-        # that neither the end has to wait for it nor the writes.
-        self._catch_up(min(self._written.prefix, self._digested + 2 * BATCH))
+        # that neither the end has to wait for it nor the writes. What cannot be read back now
+        # is tried again then: a second try here would find no task left, and lose `same`.
+        with suppress(OSError):
+            self._catch_up(min(self._written.prefix, self._digested + 2 * BATCH))
         return same
 
     def _catch_up(self, until: int) -> None:
         """In a thread. Digest what was written, up to `until` bytes."""
         while self._digested < until:
-            data = self._incoming.read_at(self._digested, min(READ_BACK, until - self._digested))
+            data = self._read(self._digested, min(READ_BACK, until - self._digested))
             self._digest.update(data)
             self._digested += len(data)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        """In a thread."""
+        self._at = offset
+        return self._incoming.read_at(offset, size)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run `work` in a worker thread. A cancelled wait does not stop the thread: `close`
