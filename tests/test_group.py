@@ -1,0 +1,669 @@
+"""Write handle and write group, on real files and shared memory; faults where a test plans them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from tenacity import wait_none
+
+from splitferry_consumer import group as group_module
+from splitferry_consumer.flow import Flow, Gauge
+from splitferry_consumer.group import (
+    GROUPS,
+    Ending,
+    Workshop,
+    WriteSplitDataTaskGroup,
+    WriteSplitDataTaskHandle,
+    WriteTask,
+)
+from splitferry_consumer.targets import Condemned, Incoming, Item, Refused, Target, Verdict
+from splitferry_consumer.targets.file import FileTarget
+from splitferry_consumer.targets.limit import MemoryLimit
+from splitferry_consumer.targets.memory import MemoryTarget
+from splitferry_protocol.errors import (
+    BatchTransferFailed,
+    SplitTaskFailed,
+    WriteDataFailed,
+    WsDataError,
+)
+from splitferry_protocol.ids import RequestId, RequestKey
+from splitferry_protocol.records import Block, Split, Status
+
+REQUEST = RequestId(7, 1)
+ITEM = Item(RequestKey("group", "splits", 3, REQUEST, 42), "a/item.bin", 5)
+EIO = OSError(errno.EIO, "the disk does not answer")
+
+
+@dataclass
+class Recorder:
+    """What a group reported, in order."""
+
+    told: list[tuple[str, Any]] = field(default_factory=list)
+
+    def compared(self, same: bool) -> None:
+        self.told.append(("compared", same))
+
+    def failed(self, error: WsDataError) -> None:
+        self.told.append(("failed", error))
+
+    def settled(self, verdict: Verdict) -> None:
+        self.told.append(("settled", verdict))
+
+    def broken(self, error: Exception) -> None:
+        self.told.append(("broken", error))
+
+
+class Faulty:
+    """A real `Incoming` whose next calls of a method raise what a test plans."""
+
+    def __init__(self, inner: Incoming) -> None:
+        self.inner = inner
+        self.faults: dict[str, deque[Exception | None]] = {}
+        self.calls: list[str] = []
+        self.free = threading.Event()
+        """A call in a thread waits while it is cleared."""
+        self.free.set()
+        self.entered = threading.Event()
+
+    def plan(self, method: str, *faults: Exception | None) -> None:
+        self.faults[method] = deque(faults)
+
+    def _meet(self, method: str) -> None:
+        self.calls.append(method)
+        if self.faults.get(method):
+            fault = self.faults[method].popleft()
+            if fault is not None:
+                raise fault
+
+    def write_at(self, offset: int, data: memoryview | bytes) -> None:
+        self.entered.set()
+        self.free.wait()
+        self._meet("write_at")
+        self.inner.write_at(offset, data)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        self._meet("read_at")
+        return self.inner.read_at(offset, size)
+
+    async def settle(self, proposal: Verdict) -> Verdict:
+        self._meet("settle")
+        return await self.inner.settle(proposal)
+
+    def discard(self) -> None:
+        self._meet("discard")
+        self.inner.discard()
+
+
+@dataclass
+class Bench:
+    """A workshop, real targets, and the groups that a test starts there."""
+
+    root: Path
+    targets: dict[Block, Target]
+    threads: ThreadPoolExecutor
+    gauge: Gauge
+    handles: list[WriteSplitDataTaskHandle] = field(default_factory=list)
+
+    def group(
+        self, block: Block = Block.FILE, item: Item = ITEM, write_timeout: float = 60.0
+    ) -> tuple[WriteSplitDataTaskGroup, Faulty, Recorder]:
+        incoming, reports = Faulty(self.targets[block].begin(item)), Recorder()
+        workshop = Workshop(self.threads, self.gauge, write_timeout)
+        return GROUPS[block](item, block, incoming, workshop, reports), incoming, reports
+
+    def start(
+        self, block: Block = Block.FILE, item: Item = ITEM, write_timeout: float = 60.0
+    ) -> tuple[WriteSplitDataTaskHandle, Faulty, Recorder]:
+        group, incoming, reports = self.group(block, item, write_timeout)
+        handle = WriteSplitDataTaskHandle(group, reports)
+        self.handles.append(handle)
+        return handle, incoming, reports
+
+    @property
+    def temporaries(self) -> list[str]:
+        incoming = self.root / ".splitferry/incoming"
+        return [path.name for path in incoming.glob("*/*") if path.name != "lock"]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    root = tmp_path / "root"
+    with ThreadPoolExecutor(4) as threads:
+        file = await FileTarget.open(root, executor=threads)
+        memory = await MemoryTarget.open(MemoryLimit(2**20), executor=threads)
+        made = Bench(root, {Block.FILE: file, Block.MEM: memory}, threads, Gauge(Flow(2**30)))
+        yield made
+        for handle in made.handles:
+            await handle.close()
+        for target in (file, memory):
+            await asyncio.to_thread(target.close)
+        # Whatever happened to its requests, a bench is left clean.
+        assert made.gauge.bytes == 0
+        assert made.temporaries == []
+
+
+@pytest.fixture
+def logs() -> Iterator[list[Any]]:
+    """What is logged. Commands tried in this process may have set up logging of their own."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+    structlog.configure(**before)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "PAUSES", wait_none())
+
+
+def task(offset: int, payload: bytes, index: int = 0, overlap: int = 0) -> WriteTask:
+    """The split's first `overlap` bytes are there already; the rest is a gap."""
+    split = Split(REQUEST, "a/item.bin", 5, Block.FILE, index, offset, None, memoryview(payload))
+    middle, end = offset + overlap, offset + len(payload)
+    return WriteTask(
+        split,
+        [(middle, end)] if middle < end else [],
+        [(offset, middle)] if overlap else (),
+    )
+
+
+def complete(data: bytes, sha256: bytes | None = None) -> Ending:
+    return Ending(Status.COMPLETED, None, len(data), sha256)
+
+
+def events(logs: list[Any], event: str) -> list[Any]:
+    return [entry for entry in logs if entry["event"] == event]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+# ---- the write handle
+
+
+async def test_a_handle_tells_the_version_takes_splits_and_waits(bench: Bench) -> None:
+    handle, _, reports = bench.start()
+    assert handle.version() == 5
+    handle.submit_split(task(0, b"hello "))
+    handle.submit_split(task(6, b"world"))
+    handle.end(complete(b"hello world", hashlib.sha256(b"hello world").digest()))
+    verdict = await handle.wait()
+    digest = hashlib.sha256(b"hello world").digest()
+    assert verdict == Verdict(Status.COMPLETED, None, 11, digest, {"path": "a/item.bin"})
+    assert reports.told == [("settled", verdict)]
+    assert (bench.root / "a/item.bin").read_bytes() == b"hello world"
+    assert await handle.wait() == verdict
+
+
+async def test_waiting_may_be_given_up_without_harm(bench: Bench) -> None:
+    handle, _, _ = bench.start()
+    waiting = asyncio.create_task(handle.wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    handle.submit_split(task(0, b"x"))
+    handle.end(complete(b"x"))
+    assert (await handle.wait()).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize("shut", ["end", "close"])
+async def test_a_split_on_a_closed_channel_is_an_error_with_its_index(
+    bench: Bench, logs: list[Any], shut: str
+) -> None:
+    handle, _, _ = bench.start()
+    if shut == "end":
+        handle.end(Ending(Status.ABORTED, BatchTransferFailed(REQUEST, "enough")))
+    else:
+        await handle.close()
+    with pytest.raises(SplitTaskFailed) as caught:
+        handle.submit_split(task(0, b"late", index=9))
+    assert (caught.value.request_id, caught.value.idx) == (REQUEST, 9)
+    (entry,) = events(logs, "task submit error")
+    assert (entry["index"], entry["request"], entry["log_level"]) == (9, "7-1", "error")
+    assert bench.gauge.bytes == 0, "a refused split is not in flight"
+
+
+@pytest.mark.parametrize("problem", [Condemned("lost"), RuntimeError("a mistake")])
+async def test_what_breaks_a_group_is_reported_and_raised_by_wait(
+    bench: Bench, problem: Exception
+) -> None:
+    handle, incoming, reports = bench.start()
+    incoming.plan("write_at", problem)
+    handle.submit_split(task(0, b"x"))
+    with pytest.raises(type(problem)):
+        await handle.wait()
+    assert reports.told == [("broken", problem)]
+
+
+# ---- creation
+
+
+@pytest.mark.parametrize("block", list(Block))
+async def test_the_creation_of_a_group_is_logged(
+    bench: Bench, logs: list[Any], block: Block
+) -> None:
+    bench.group(block)
+    (entry,) = events(logs, "task group created")
+    assert entry == {
+        "event": "task group created",
+        "log_level": "debug",
+        "unique_id": "a/item.bin",
+        "block": block.value,
+        "version": 5,
+        "request": "7-1",
+        "partition": 3,
+        "offset": 42,
+    }
+
+
+# ---- the completion check
+
+
+async def test_a_group_is_complete_when_the_expected_size_is_there(bench: Bench) -> None:
+    handle, incoming, _ = bench.start()
+    group = handle._group
+    assert (group.expected_size, group.current_size) == (None, 0)
+    handle.submit_split(task(0, b"abc"))
+    await until(lambda: group.current_size == 3)
+    assert not group.try_complete(), "who knows what follows"
+    incoming.free.clear()
+    handle.submit_split(task(3, b"de"))
+    handle.end(complete(b"abcde"))
+    assert group.expected_size == 5
+    assert not group.try_complete(), "it is still to be written"
+    await until(lambda: not group._tasks)
+    assert not group.try_complete(), "a thread writes it"
+    incoming.free.set()
+    await handle.wait()
+    assert group.current_size == 5
+    assert group.try_complete()
+
+
+async def test_a_request_that_failed_in_the_log_is_complete_whatever_is_there(
+    bench: Bench,
+) -> None:
+    group, _, _ = bench.group()
+    group.end(Ending(Status.EXPIRED, BatchTransferFailed(REQUEST, "expired"), size=100))
+    assert group.try_complete()
+
+
+async def test_a_group_is_not_complete_before_the_log_says_so(bench: Bench) -> None:
+    group, _, _ = bench.group()
+    assert not group.try_complete()
+
+
+async def test_an_empty_item_needs_no_task(bench: Bench) -> None:
+    handle, _, _ = bench.start()
+    handle.end(complete(b""))
+    assert (await handle.wait()).size == 0
+    assert (bench.root / "a/item.bin").read_bytes() == b""
+
+
+# ---- the process loop
+
+
+@pytest.mark.parametrize("block", list(Block))
+async def test_splits_in_any_order_make_the_item_and_its_digest(bench: Bench, block: Block) -> None:
+    data = os.urandom(50_000)
+    handle, incoming, _ = bench.start(block)
+    for start in (40_000, 10_000, 0, 30_000, 20_000):
+        handle.submit_split(task(start, data[start : start + 10_000]))
+        await asyncio.sleep(0)
+    handle.end(complete(data))
+    verdict = await handle.wait()
+    assert (verdict.size, verdict.sha256) == (50_000, hashlib.sha256(data).digest())
+    assert verdict.target is not None
+    folder = bench.root if block is Block.FILE else Path("/dev/shm")
+    assert (folder / str(next(iter(verdict.target.values())))).read_bytes() == data
+    if block is Block.MEM:
+        await asyncio.to_thread(incoming.discard)
+
+
+async def test_the_digest_of_splits_in_order_reads_nothing_back(bench: Bench) -> None:
+    data = os.urandom(30_000)
+    handle, incoming, _ = bench.start()
+    for start in range(0, 30_000, 10_000):
+        handle.submit_split(task(start, data[start : start + 10_000]))
+    handle.end(complete(data, hashlib.sha256(data).digest()))
+    assert (await handle.wait()).status is Status.COMPLETED
+    assert "read_at" not in incoming.calls
+
+
+async def test_the_digest_catches_up_when_a_gap_has_closed(bench: Bench) -> None:
+    handle, incoming, _ = bench.start()
+    handle.submit_split(task(2, b"cd"))
+    await until(lambda: handle._group.current_size == 2)
+    assert "read_at" not in incoming.calls, "bytes 0 and 1 come first"
+    handle.submit_split(task(0, b"ab"))
+    await until(lambda: handle._group._digested == 4)
+    assert "read_at" in incoming.calls
+    handle.submit_split(task(4, b"ef"))
+    handle.end(complete(b"abcdef", hashlib.sha256(b"abcdef").digest()))
+    assert (await handle.wait()).status is Status.COMPLETED
+
+
+async def test_another_digest_fails_the_request_and_tells_both(bench: Bench) -> None:
+    handle, _, reports = bench.start()
+    handle.submit_split(task(0, b"abc"))
+    handle.end(complete(b"abc", b"\1" * 32))
+    verdict = await handle.wait()
+    digest = hashlib.sha256(b"abc").digest()
+    assert (verdict.status, verdict.sha256, verdict.target) == (Status.FAILED, digest, None)
+    assert isinstance(verdict.error, BatchTransferFailed)
+    assert digest.hex() in verdict.error.reason
+    assert "01" * 32 in verdict.error.reason
+    assert reports.told == [("settled", verdict)]
+    assert not (bench.root / "a/item.bin").exists()
+
+
+async def test_bytes_that_nobody_wants_any_more_are_not_written(bench: Bench) -> None:
+    handle, incoming, _ = bench.start()
+    handle.submit_split(task(0, b"abc"))
+    error = BatchTransferFailed(REQUEST, "aborted: enough")
+    handle.end(Ending(Status.ABORTED, error))
+    assert await handle.wait() == Verdict(Status.ABORTED, error)
+    assert "write_at" not in incoming.calls
+
+
+async def test_bytes_in_flight_are_counted_until_they_are_written(bench: Bench) -> None:
+    handle, incoming, _ = bench.start()
+    incoming.free.clear()
+    handle.submit_split(task(0, b"abc"))
+    handle.submit_split(task(3, b"de"))
+    assert bench.gauge.bytes == 5
+    await until(incoming.entered.is_set)
+    assert bench.gauge.bytes == 5
+    incoming.free.set()
+    await until(lambda: bench.gauge.bytes == 0)
+
+
+async def test_one_slow_request_does_not_hold_up_another(bench: Bench) -> None:
+    slow, held, _ = bench.start()
+    held.free.clear()
+    slow.submit_split(task(0, b"slow"))
+    await until(held.entered.is_set)
+    other = Item(RequestKey("group", "splits", 3, RequestId(7, 2), 43), "other", 1)
+    quick, _, _ = bench.start(item=other)
+    quick.submit_split(task(0, b"quick"))
+    quick.end(complete(b"quick"))
+    assert (await quick.wait()).status is Status.COMPLETED
+    held.free.set()
+
+
+# ---- comparing
+
+
+async def test_the_same_bytes_again_are_reported_as_the_same(bench: Bench) -> None:
+    handle, incoming, reports = bench.start()
+    handle.submit_split(task(0, b"abcd"))
+    handle.submit_split(task(2, b"cdef", overlap=2))
+    await until(lambda: reports.told)
+    assert reports.told == [("compared", True)]
+    assert handle._group.current_size == 6
+    handle.end(complete(b"abcdef", hashlib.sha256(b"abcdef").digest()))
+    assert (await handle.wait()).status is Status.COMPLETED
+    assert incoming.calls.count("write_at") == 2
+
+
+async def test_other_bytes_are_reported_and_nothing_of_the_split_is_written(bench: Bench) -> None:
+    handle, incoming, reports = bench.start()
+    handle.submit_split(task(0, b"abcd"))
+    handle.submit_split(task(2, b"cXef", overlap=2))
+    await until(lambda: reports.told)
+    assert reports.told == [("compared", False)]
+    assert incoming.inner.read_at(0, 4) == b"abcd"
+    assert handle._group.current_size == 4
+
+
+async def test_a_comparison_is_reported_though_the_digest_cannot_catch_up_yet(
+    bench: Bench, no_pauses: None
+) -> None:
+    # The ledger decides nothing more of the request until it is told: a comparison that was made,
+    # and then forgotten because reading back for the digest failed, would hold W for ever.
+    handle, incoming, reports = bench.start()
+    incoming.plan("read_at", None, EIO)
+    handle.submit_split(task(2, b"cd"))
+    handle.submit_split(task(0, b"ab"))
+    handle.submit_split(task(0, b"abcd", overlap=4))
+    await until(lambda: reports.told)
+    assert reports.told == [("compared", True)]
+
+
+# ---- errors of the target
+
+
+@pytest.mark.parametrize(
+    ("block", "event"),
+    [(Block.FILE, "file write error"), (Block.MEM, "memory write error")],
+)
+async def test_a_write_error_is_logged_with_its_offset_and_tried_again(
+    bench: Bench, logs: list[Any], no_pauses: None, block: Block, event: str
+) -> None:
+    handle, incoming, _ = bench.start(block)
+    handle.submit_split(task(0, b"abc"))
+    await until(lambda: handle._group.current_size == 3)
+    incoming.plan("write_at", EIO, EIO)
+    handle.submit_split(task(5, b"fg"))
+    handle.submit_split(task(3, b"de"))
+    handle.end(complete(b"abcdefg", hashlib.sha256(b"abcdefg").digest()))
+    assert (await handle.wait()).status is Status.COMPLETED
+    failures = events(logs, event)
+    assert [(entry["at"], entry["attempt"]) for entry in failures] == [(5, 1), (5, 2)]
+    assert {entry["log_level"] for entry in failures} == {"warning"}
+    assert "does not answer" in failures[0]["error"]
+    await asyncio.to_thread(incoming.discard)
+
+
+async def test_a_second_try_goes_on_with_the_task_that_failed(
+    bench: Bench, no_pauses: None
+) -> None:
+    handle, incoming, _ = bench.start()
+    incoming.plan("write_at", None, EIO)
+    handle.submit_split(task(0, b"abc"))
+    handle.submit_split(task(3, b"de"))
+    handle.end(complete(b"abcde", hashlib.sha256(b"abcde").digest()))
+    assert (await handle.wait()).status is Status.COMPLETED
+    assert incoming.calls.count("write_at") == 3
+
+
+async def test_a_target_that_does_not_heal_in_time_is_given_up(
+    bench: Bench, no_pauses: None
+) -> None:
+    handle, incoming, reports = bench.start(write_timeout=0.5)
+    incoming.plan("write_at", *[EIO] * 1_000_000)
+    handle.submit_split(task(0, b"abc"))
+    await until(lambda: reports.told)
+    ((kind, error),) = reports.told
+    assert kind == "failed"
+    assert isinstance(error, WriteDataFailed)
+    assert error.request_id == REQUEST
+    assert incoming.calls.count("write_at") > 1
+    # The ledger decides where the request ends; until then its bytes are let go unwritten.
+    tries = incoming.calls.count("write_at")
+    handle.submit_split(task(3, b"de"))
+    await until(lambda: bench.gauge.bytes == 0)
+    handle.end(Ending(Status.FAILED, error))
+    assert await handle.wait() == Verdict(Status.FAILED, error)
+    assert incoming.calls.count("write_at") == tries
+
+
+async def test_a_target_that_gives_out_after_the_end_fails_the_request(
+    bench: Bench, no_pauses: None
+) -> None:
+    handle, incoming, reports = bench.start(write_timeout=0)
+    incoming.plan("write_at", EIO)
+    handle.submit_split(task(0, b"abc"))
+    handle.end(complete(b"abc"))
+    verdict = await handle.wait()
+    assert verdict.status is Status.FAILED
+    assert isinstance(verdict.error, WriteDataFailed)
+    assert reports.told == [("settled", verdict)], "the ledger has ended it already"
+
+
+async def test_what_the_log_has_ended_keeps_its_own_end(bench: Bench, no_pauses: None) -> None:
+    handle, incoming, reports = bench.start(write_timeout=0)
+    incoming.plan("write_at", EIO)
+    incoming.free.clear()
+    handle.submit_split(task(0, b"abc"))
+    await until(incoming.entered.is_set)
+    aborted = BatchTransferFailed(REQUEST, "aborted: enough")
+    handle.end(Ending(Status.ABORTED, aborted))
+    incoming.free.set()
+    assert await handle.wait() == Verdict(Status.ABORTED, aborted)
+    assert reports.told == [("settled", Verdict(Status.ABORTED, aborted))]
+
+
+async def test_a_refusal_is_not_tried_again(bench: Bench) -> None:
+    handle, incoming, reports = bench.start()
+    refusal = BatchTransferFailed(REQUEST, "quota")
+    incoming.plan("write_at", Refused(refusal))
+    handle.submit_split(task(0, b"abc"))
+    await until(lambda: reports.told)
+    assert reports.told == [("failed", refusal)]
+    assert incoming.calls == ["write_at"]
+
+
+async def test_a_refusal_at_the_end_fails_the_request(bench: Bench) -> None:
+    handle, incoming, _ = bench.start()
+    refusal = BatchTransferFailed(REQUEST, "a newer version is there")
+    incoming.plan("settle", Refused(refusal))
+    handle.submit_split(task(0, b"abc"))
+    handle.end(complete(b"abc"))
+    assert await handle.wait() == Verdict(Status.FAILED, refusal)
+
+
+async def test_a_verdict_is_proposed_until_it_is_recorded(bench: Bench) -> None:
+    handle, incoming, _ = bench.start()
+    incoming.plan("settle", EIO)
+    handle.submit_split(task(0, b"abc"))
+    handle.end(complete(b"abc"))
+    assert (await handle.wait()).status is Status.COMPLETED
+    assert incoming.calls.count("settle") == 2
+
+
+async def test_a_completion_that_cannot_be_recorded_in_time_becomes_a_failure(
+    bench: Bench,
+) -> None:
+    handle, incoming, _ = bench.start(write_timeout=-1)
+    incoming.plan("settle", EIO, EIO)
+    handle.submit_split(task(0, b"abc"))
+    handle.end(complete(b"abc"))
+    verdict = await handle.wait()
+    assert verdict.status is Status.FAILED
+    assert isinstance(verdict.error, WriteDataFailed)
+    assert incoming.calls.count("settle") == 3, "the failure itself is proposed until it is held"
+
+
+async def test_a_digest_that_cannot_be_read_back_fails_the_request(
+    bench: Bench, no_pauses: None
+) -> None:
+    handle, incoming, _ = bench.start(write_timeout=0)
+    handle.submit_split(task(2, b"cd"))
+    incoming.plan("read_at", *[EIO] * 10)
+    handle.submit_split(task(0, b"ab"))
+    handle.end(complete(b"abcd"))
+    verdict = await handle.wait()
+    assert verdict.status is Status.FAILED
+    assert isinstance(verdict.error, WriteDataFailed)
+
+
+async def test_a_condemned_settlement_breaks_the_group(bench: Bench) -> None:
+    handle, incoming, reports = bench.start()
+    problem = Condemned("fsync failed")
+    incoming.plan("settle", problem)
+    handle.submit_split(task(0, b"abc"))
+    handle.end(complete(b"abc"))
+    with pytest.raises(Condemned):
+        await handle.wait()
+    assert reports.told == [("broken", problem)]
+
+
+# ---- closing
+
+
+async def test_closing_waits_for_the_thread_at_work(bench: Bench) -> None:
+    # Else the descriptor would be closed under it, and its number could be another file's by
+    # the time of the write.
+    handle, incoming, reports = bench.start()
+    incoming.free.clear()
+    handle.submit_split(task(0, b"abc"))
+    handle.submit_split(task(3, b"de"))
+    await until(incoming.entered.is_set)
+    closing = asyncio.create_task(handle.close())
+    await until(lambda: bench.gauge.bytes == 0)
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    assert not closing.done()
+    assert "discard" not in incoming.calls
+    incoming.free.set()
+    await closing
+    # The write came through, into the place that was its own until then.
+    assert incoming.calls == ["write_at"] * 2 + ["discard"]
+    assert bench.temporaries == []
+    assert reports.told == [], "nobody asks any more"
+
+
+async def test_a_settlement_under_way_comes_to_its_end(bench: Bench) -> None:
+    # Dropping the temporary file between verdict and rename would leave a verdict without bytes.
+    handle, incoming, reports = bench.start()
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    settle = incoming.inner.settle
+
+    async def slow(proposal: Verdict) -> Verdict:
+        reached.set()
+        await go_on.wait()
+        return await settle(proposal)
+
+    incoming.inner.settle = slow  # type: ignore[method-assign]
+    handle.submit_split(task(0, b"abc"))
+    handle.end(complete(b"abc"))
+    await reached.wait()
+    closing = asyncio.create_task(handle.close())
+    await asyncio.sleep(0.01)
+    assert not closing.done()
+    go_on.set()
+    await closing
+    assert (bench.root / "a/item.bin").read_bytes() == b"abc"
+    assert reports.told == [], "the next owner finds the verdict, and tells it"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_an_announced_segment_stays_only_if_its_result_may_be_told(
+    bench: Bench, keep: bool
+) -> None:
+    handle, incoming, _ = bench.start(Block.MEM)
+    handle.submit_split(task(0, b"abc"))
+    handle.end(complete(b"abc"))
+    verdict = await handle.wait()
+    assert verdict.target is not None
+    await handle.close(keep=keep)
+    assert (Path("/dev/shm") / str(verdict.target["shm"])).exists() == keep
+    await asyncio.to_thread(incoming.discard)
+
+
+async def test_closing_before_the_first_step_leaves_nothing(bench: Bench) -> None:
+    handle, incoming, reports = bench.start()
+    handle.submit_split(task(0, b"abc"))
+    await handle.close()
+    assert bench.gauge.bytes == 0
+    assert incoming.calls == ["discard"]
+    assert reports.told == []
+    with pytest.raises(asyncio.CancelledError):
+        await handle.wait()
