@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from splitferry_consumer import catalogue
 from splitferry_consumer.targets import Condemned, Item, Refused, TargetUnusable, Verdict
 from splitferry_consumer.targets.file import FileIncoming, FileTarget
+from splitferry_consumer.targets.owner import Owner
 from splitferry_protocol.errors import (
     BatchTransferFailed,
     VersionMismatch,
@@ -314,6 +315,34 @@ async def test_a_zombie_and_the_new_owner_agree(order: str, zombie: str, owner: 
         assert list((root / ".splitferry/incoming").iterdir()) == []
 
 
+async def test_a_zombie_obeys_a_verdict_that_turned(root: Path) -> None:
+    """Judged completed by the zombie, refused by the new owner, who found a directory there."""
+    zombie, owner = await FileTarget.open(root), await FileTarget.open(root)
+    incoming = await received(zombie, item(), b"bytes")
+    turns = Turns("znnz")
+    turns.gate("z", zombie)
+    turns.gate("n", owner)
+    place = owner.tree.place
+
+    def placed(source: str, source_directory: int, unique_id: str) -> None:
+        (root / "item").mkdir()
+        try:
+            place(source, source_directory, unique_id)
+        finally:
+            (root / "item").rmdir()
+
+    owner.tree.place = placed  # type: ignore[method-assign]
+    verdicts = await asyncio.gather(
+        incoming.settle(completed(b"bytes")), owner.begin(item()).settle(expired(item()))
+    )
+    assert [str(verdict.error) for verdict in verdicts] == [
+        "request 1-1 could not be written: a directory stands there"
+    ] * 2
+    assert not (root / "item").exists()
+    for target in (zombie, owner):
+        await asyncio.to_thread(target.close)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 async def test_two_versions_at_once(order: str) -> None:
     """A newer version wins whenever it comes; an older one only if it was judged first."""
@@ -518,6 +547,18 @@ async def test_the_quota_counts_published_and_temporary_bytes(root: Path) -> Non
         await asyncio.to_thread(one.close)
 
 
+async def test_published_bytes_are_never_counted_twice(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming = await received(target, item(), bytes(8192))
+    monkeypatch.setattr(incoming, "discard", lambda: None)
+    await incoming.settle(completed(bytes(8192)))
+    assert (target.settling.published, target.held) == (8192, 0)
+    monkeypatch.undo()
+    await target.in_thread(incoming.discard)
+    assert target.held == 0
+
+
 async def test_the_disk_reserve_heals(root: Path) -> None:
     target = await FileTarget.open(root, disk_reserve=2**62)
     incoming = target.begin(item())
@@ -706,6 +747,30 @@ async def test_the_files_of_the_living_stay_and_those_of_the_dead_go(root: Path)
     await asyncio.to_thread(target.close)
     assert [path.name for path in (root / ".splitferry/incoming").iterdir()] == []
     await asyncio.to_thread(other.close)
+
+
+def test_an_owner_whose_directory_was_swept_at_birth_takes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweeper comes when the lock file is there and not yet locked."""
+    parent = os.open(tmp_path, os.O_RDONLY)
+    flock = fcntl.flock
+
+    def swept(lock: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (name,) = os.listdir(tmp_path)
+        with Owner.dead(parent, name) as dead:
+            assert dead is not None
+            dead.remove()
+        flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", swept)
+    owner = Owner.create(parent)
+    assert os.listdir(tmp_path) == [owner.name]
+    with Owner.dead(parent, owner.name) as dead:
+        assert dead is None
+    owner.release()
+    os.close(parent)
 
 
 def test_owners_start_while_others_sweep() -> None:

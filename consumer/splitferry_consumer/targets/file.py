@@ -196,7 +196,7 @@ class FileTarget:
             os.unlink(temporary, dir_fd=self.incoming)
 
     def _sweep(self) -> None:
-        for name in os.listdir(self.incoming):
+        for name in [] if self.closed else os.listdir(self.incoming):
             try:
                 if name == self.owner.name:
                     self._clear_left()
