@@ -8,16 +8,18 @@ from splitferry_consumer.flow import MINIMUM_SHARE, Flow, Gauge
 
 def test_a_partition_pauses_at_the_high_mark_and_goes_on_at_the_low_one() -> None:
     gauge = Gauge(Flow(high=10 * MINIMUM_SHARE))
-    gauge.add(10 * MINIMUM_SHARE - 1)
-    assert not gauge.paused
-    gauge.add(1)
-    assert gauge.paused
-    gauge.add(-(5 * MINIMUM_SHARE) + 1)
-    assert gauge.paused, "between the marks nothing changes"
-    gauge.add(-1)
-    assert not gauge.paused
-    gauge.add(1)
-    assert not gauge.paused
+    steps = [
+        (10 * MINIMUM_SHARE - 1, False),
+        (1, True),
+        (-5 * MINIMUM_SHARE + 1, True),  # between the marks nothing changes
+        (-1, False),
+        (1, False),
+    ]
+    seen = []
+    for size, _ in steps:
+        gauge.add(size)
+        seen.append(gauge.paused)
+    assert seen == [paused for _, paused in steps]
 
 
 def test_partitions_share_the_whole_and_none_is_starved() -> None:

@@ -191,7 +191,7 @@ def test_late_splits_are_counted_and_a_reused_id_is_a_dead_letter() -> None:
 
 
 def test_beyond_the_horizon_an_id_opens_again() -> None:
-    log = [split(1, total=0), *[poison()] * 9, split(1, total=0), *[poison()] * 10]
+    log: list[Content] = [split(1, total=0), *[poison()] * 9, split(1, total=0), *[poison()] * 10]
     world = run(*log, split(1, total=0), horizon=10)
     assert list(world.outcomes()) == [(ONE, 0), (ONE, 21)]
 
