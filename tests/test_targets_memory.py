@@ -242,11 +242,19 @@ def test_what_a_killed_owner_left_is_removed_in_its_time() -> None:
     assert list(Path("/dev/shm").glob(f"{owner}*")) == []
 
 
-def test_elsewhere_items_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("data", [b"", b"bytes"])
+async def test_elsewhere_items_are_refused(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    target = MemoryTarget(MemoryLimit(MIB))
+    target = await MemoryTarget.open(MemoryLimit(MIB))
+    incoming = target.begin(item())
     with pytest.raises(Refused, match="needs Linux"):
-        target.begin(item())
+        await target.in_thread(lambda: incoming.write_at(0, data))
+    with pytest.raises(Refused, match="needs Linux") as refused:
+        await incoming.settle(completed(data))
+    failed = Verdict(Status.FAILED, refused.value.error)
+    assert await incoming.settle(failed) == failed
+    await target.in_thread(incoming.discard)
+    await target.sweep()
     target.close()
 
 

@@ -117,10 +117,7 @@ class MemoryTarget:
         return await asyncio.get_running_loop().run_in_executor(executor, make)
 
     def begin(self, item: Item) -> SegmentIncoming:
-        """See `Target.begin`. Raises Refused where there is no such shared memory."""
-        if not self.supported:
-            reason = "this consumer's system has no shared memory in /dev/shm: it needs Linux"
-            raise Refused(BatchTransferFailed(item.key.request, reason))
+        """See `Target.begin`."""
         return SegmentIncoming(self, item, next(self._numbers))
 
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
@@ -229,7 +226,7 @@ class SegmentIncoming:
         self._target = target
         self._item = item
         self._part = f"{number}.part"
-        self._name = f"{target.owner.name}-{number}"
+        self._number = number
         self._lock = threading.Lock()
         self._inode: Inode | None = None
         self._dropped = False
@@ -277,10 +274,17 @@ class SegmentIncoming:
                 with suppress(OSError):
                     self._inode.close()
                 self._target.unlink(f"{self._target.owner.name}/{self._part}")
-            elif self._verdict is not None:
+            elif self._verdict is not None and self._verdict.status is Status.COMPLETED:
                 self._target.retract(self._name)
 
+    @property
+    def _name(self) -> str:
+        return f"{self._target.owner.name}-{self._number}"
+
     def _begun(self) -> Inode:
+        if not self._target.supported:
+            reason = "this consumer's system has no shared memory in /dev/shm: it needs Linux"
+            raise Refused(BatchTransferFailed(self._item.key.request, reason))
         if self._dropped or self._verdict is not None or self._target.closed:
             raise Condemned("the bytes were dropped or announced")
         if self._inode is None:
@@ -298,7 +302,7 @@ class SegmentIncoming:
         self._target.admit(self._item, held, size)
 
     def _finish(self, proposal: Verdict, size: int) -> Verdict:
-        """Give the segment its final name. Raises OSError, Condemned."""
+        """Give the segment its final name. Raises OSError, Refused, Condemned."""
         with self._lock:
             if self._verdict is not None:
                 return self._verdict
