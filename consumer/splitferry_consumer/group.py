@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,12 +64,13 @@ class WriteTask:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How the request ended in the log. `size` and `sha256` are what the splits declared."""
+    """How the request ended in the log; the last three are what the splits declared."""
 
     status: Status
     error: WsDataError | None = None
     size: int | None = None
     sha256: bytes | None = None
+    labels: Mapping[str, str] | None = None
 
 
 class Reports(Protocol):
@@ -154,6 +155,7 @@ class WriteSplitDataTaskGroup:
     def end(self, ending: Ending) -> None:
         """The request has ended; settle it when what was submitted is written."""
         self._ending = ending
+        self.item.labels.update(ending.labels or {})
         self._changed.set()
 
     async def process_tasks(self) -> Verdict:

@@ -26,7 +26,7 @@ from .ledger import RESULTS_IN_A_TRANSACTION, Decision, Ledger, WriteSplit
 from .publisher import Publisher
 from .request import Phase, ReceiveState
 from .taking import Misfit, take
-from .targets import Condemned, Item, Target, Verdict
+from .targets import Condemned, Item, Target, TargetUnusable, Verdict
 from .transport import Fenced, OutOfRange, Record, Transport, TransportError
 
 log = structlog.get_logger(__name__)
@@ -209,6 +209,10 @@ class Partition:
                 # would fence its new owner in the first case.
                 self._log.warning("partition was fenced", error=str(problem))
                 self._failures = max(self._failures, FENCED_PAUSE)
+            except TargetUnusable as problem:
+                self._log.error(
+                    "partition is taken again: the target is unusable", error=str(problem)
+                )
             except TransportError as problem:
                 self._log.warning("partition is taken again", error=str(problem))
             except Exception:  # noqa: BLE001
@@ -318,12 +322,14 @@ class Partition:
             if isinstance(decision, WriteSplit):
                 handle.submit_split(WriteTask(decision.split, decision.gaps, decision.overlaps))
             else:
-                handle.end(Ending(state.status, state.error, state.total, state.sha256))
+                handle.end(
+                    Ending(state.status, state.error, state.total, state.sha256, state.labels)
+                )
 
     def _open(self, ledger: Ledger, state: ReceiveState) -> WriteSplitDataTaskHandle:
         rules = self._rules
         key = RequestKey(rules.group, rules.splits_topic, self.number, state.request, state.first)
-        item = Item(key, state.unique_id, state.version, state.labels or {})
+        item = Item(key, state.unique_id, state.version)
         incoming = self._targets[state.block].begin(item)
         reports = _Reports(self, ledger, state)
         group = GROUPS[state.block](item, state.block, incoming, self._workshop, reports)

@@ -261,5 +261,5 @@ async def _sweep(targets: Mapping[Block, Target]) -> None:
         for target in targets.values():
             try:
                 await target.sweep()
-            except OSError as error:
+            except (OSError, TargetUnusable) as error:
                 log.warning("sweep failed", error=str(error))

@@ -27,13 +27,13 @@ from splitferry_protocol.records import Status
 class Item:
     """What is being received: the opening it belongs to, and the item's name and version.
 
-    `labels` may be filled until `settle`: not every split has to carry them.
+    `labels` are filled before `settle`: not every split has to carry them.
     """
 
     key: RequestKey
     unique_id: str
     version: int
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
