@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from splitferry_protocol.codec import InvalidRecord, decode_outcome, decode_record
@@ -468,15 +468,16 @@ def _told(outcome: Outcome) -> Result:
 async def read_topic(servers: str, topic: str) -> tuple[dict[int, list[Kept]], dict[int, int]]:
     """All committed records of a topic by partition, and where its partitions end."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=servers, isolation_level="read_committed", auto_offset_reset="earliest"
+        topic,
+        bootstrap_servers=servers,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
     )
-    await consumer.start()
+    await consumer.start()  # without a group it is assigned all partitions
     try:
-        numbers = sorted(consumer.partitions_for_topic(topic) or await _partitions(consumer, topic))
-        partitions = [TopicPartition(topic, number) for number in numbers]
-        consumer.assign(partitions)
+        partitions = sorted(consumer.assignment())
         ends = await consumer.end_offsets(partitions)
-        found: dict[int, list[Kept]] = {number: [] for number in numbers}
+        found: dict[int, list[Kept]] = {tp.partition: [] for tp in partitions}
         left = list(partitions)
         while left := [tp for tp in left if await consumer.position(tp) < ends[tp]]:
             for tp, records in (await consumer.getmany(*left, timeout_ms=200)).items():
@@ -488,12 +489,6 @@ async def read_topic(servers: str, topic: str) -> tuple[dict[int, list[Kept]], d
         return found, {tp.partition: end for tp, end in ends.items()}
     finally:
         await consumer.stop()
-
-
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    await consumer.topics()
-    partitions: set[int] = consumer.partitions_for_topic(topic)
-    return partitions
 
 
 async def read_outcomes(servers: str, topic: str) -> list[Outcome]:

@@ -144,6 +144,7 @@ def test_a_sound_run_of_every_kind_of_request(seed: int) -> None:
     assert {o.status for o in expected.openings.values()} >= {
         Status.COMPLETED, Status.FAILED, Status.ABORTED,
     }  # fmt: skip
+    assert None not in {o.status for o in expected.openings.values()}
     codes = {o.code for o in expected.openings.values()}
     assert codes >= {"VersionMismatch", "BatchTransferError", "BatchTransferFailed"}
     assert expected.accepted

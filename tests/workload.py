@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 from aiokafka import AIOKafkaProducer
 
@@ -114,7 +115,7 @@ def _records(
             return sent(*splits[:-1], Abort(request, "not wanted"), last)
         case 6:  # several tokens: before the end, then after it, some again
             tokens = [b"a", b"a", b"b", b"c", b"b"]
-            splits = [replace(s, reply=t) for s, t in zip(splits, tokens, strict=False)] + [
+            splits = [replace(s, reply=t) for s, t in zip(splits, cycle(tokens), strict=False)] + [
                 replace(first, reply=token) for token in (b"d", b"d", b"e", b"d")
             ]
         case 7:  # the same item in two versions, perhaps in two partitions

@@ -1,0 +1,273 @@
+"""Real consumer processes over one root, that tests kill, stop and wake, and what can be seen."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from brokers import Topics
+from checker import (
+    History,
+    Sighting,
+    Tree,
+    digest_of,
+    look,
+    read_committed,
+    read_history,
+    read_topic,
+)
+from splitferry_cli.consumer_process import ConsumerProcess
+from splitferry_consumer.segment import attach
+from splitferry_protocol.codec import decode_outcome
+from splitferry_protocol.ids import RequestId
+from splitferry_protocol.records import Result
+
+SESSION = 1.0
+"""Seconds: how long Kafka takes a dead consumer for a living one. Less than a default broker
+allows; the brokers of these tests allow it."""
+LIFETIME = 8.0
+"""Seconds that segments live. Each stage takes a fraction more, which marks its segments."""
+BOUND = 60.0
+"""Seconds after which what should happen counts as not happening."""
+SHARED_MEMORY = Path("/dev/shm")
+
+
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], what: str, bound: float = BOUND
+) -> None:
+    """Wait for a condition. Fails with `what` after `bound` seconds."""
+    try:
+        async with asyncio.timeout(bound):
+            while True:
+                answer = condition()
+                if answer if isinstance(answer, bool) else await answer:
+                    return
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {bound:.0f} s: {what}") from None
+
+
+class Consumer(ConsumerProcess):
+    """`splitferry consume` as a process, with its log."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        super().__init__((), environment, log)
+        self.log = log
+
+    def heard(self, event: str) -> int:
+        """How often the log tells `event`."""
+        with suppress(FileNotFoundError):
+            return self.log.read_text().count(f'"event": "{event}"')
+        return 0
+
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+class Stage:
+    """Topics, a group and a root, and everything that was seen. Made by `stage`."""
+
+    def __init__(self, servers: str, names: Topics, directory: Path) -> None:
+        self.servers = servers
+        self.names = names
+        self.group = names.splits.removesuffix(".splits")
+        self.sandbox = directory / "sandbox"
+        self.root = self.sandbox / "root"
+        self.root.mkdir(parents=True)
+        self.logs = directory / "logs"
+        self.logs.mkdir()
+        self.lifetime = str(LIFETIME + int.from_bytes(os.urandom(3)) / 1e8)
+        self.results: dict[RequestId, Result] = {}
+        self.sightings: list[Sighting] = []
+        self.trees: list[Tree] = []
+        self.consumers: list[Consumer] = []
+        self._committed = self._bounds("read_committed")
+        self._uncommitted = self._bounds("read_uncommitted")
+        self._results: list[TopicPartition] = []
+
+    def _bounds(self, isolation: str) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            bootstrap_servers=self.servers,
+            isolation_level=isolation,
+            auto_offset_reset="earliest",
+        )
+
+    # ---- processes
+
+    async def consumer(self, **options: str) -> Consumer:
+        """Start a consumer; `options` are named as the variables of the environment are."""
+        environment = {
+            "BOOTSTRAP_SERVERS": self.servers,
+            "SPLITS_TOPIC": self.names.splits,
+            "RESULTS_TOPIC": self.names.results,
+            "DEAD_LETTERS_TOPIC": self.names.dead_letters,
+            "ROOT": str(self.root),
+            "GROUP": self.group,
+            "SESSION_TIMEOUT": str(SESSION),
+            "SEGMENT_LIFETIME": self.lifetime,
+            **options,
+        }
+        made = Consumer(
+            {f"SPLITFERRY_{name}": value for name, value in environment.items()},
+            self.logs / f"{len(self.consumers)}.log",
+        )
+        self.consumers.append(made)
+        await made.start()
+        return made
+
+    # ---- what is seen on the way
+
+    async def results_ends(self) -> dict[TopicPartition, int]:
+        """Where committed results end."""
+        ends: dict[TopicPartition, int] = await self._committed.end_offsets(self._results)
+        return ends
+
+    async def transaction_open(self) -> bool:
+        """Whether results were sent and neither committed nor aborted."""
+        # In this order: what commits in between makes the second one the larger.
+        written = await self._uncommitted.end_offsets(self._results)
+        committed = await self._committed.end_offsets(self._results)
+        return any(committed[tp] < end for tp, end in written.items())
+
+    async def behind(self) -> int:
+        """Records from W to the end of the splits, of all partitions."""
+        splits = [TopicPartition(self.names.splits, tp.partition) for tp in self._results]
+        ends = await self._committed.end_offsets(splits)
+        offsets = await read_committed(self.servers, self.group, self.names.splits)
+        return sum(end - offsets.get(tp.partition, (0, ""))[0] for tp, end in ends.items())
+
+    def look(self) -> Tree:
+        """The files as they are now; kept for the checker."""
+        self.trees.append(look(self.root))
+        return self.trees[-1]
+
+    def verdicts(self) -> dict[RequestId, bool]:
+        """Requests with a verdict row, and whether its rename is pending. No consumer may run.
+
+        Read from a copy: opening the catalogue would finish what a killed writer had begun.
+        """
+        private = self.root / ".splitferry"
+        with tempfile.TemporaryDirectory() as copy:
+            for name in ("catalog.db", "catalog.db-journal"):
+                with suppress(FileNotFoundError):
+                    Path(copy, name).write_bytes((private / name).read_bytes())
+            database = sqlite3.connect(f"{copy}/catalog.db")
+            try:
+                rows = database.execute("SELECT node, sequence, temporary FROM verdicts")
+                return {RequestId(n, int.from_bytes(s)): t is not None for n, s, t in rows}
+            except sqlite3.OperationalError:  # killed before it was made
+                return {}
+            finally:
+                database.close()
+
+    async def _watch(self) -> None:
+        """Look at each item at the moment its result can be read."""
+        reader = self._bounds("read_committed")
+        await reader.start()
+        try:
+            reader.assign(self._results)
+            while True:
+                for records in (await reader.getmany(timeout_ms=100)).values():
+                    for record in records:
+                        told = decode_outcome(record.key, record.value)
+                        if isinstance(told, Result) and not told.repeat:
+                            if told.success:
+                                self.sightings.append(await asyncio.to_thread(self._sight, told))
+                            self.results[told.request] = told
+        finally:
+            await reader.stop()
+
+    def _sight(self, result: Result) -> Sighting:
+        assert result.target is not None
+        with suppress(FileNotFoundError):
+            if "path" in result.target:
+                return Sighting(result, digest_of(self.root / result.target["path"]))
+            with attach(result.target["shm"], result.size) as data:
+                return Sighting(result, hashlib.sha256(data).digest())
+        return Sighting(result, None)
+
+    # ---- the end
+
+    def segments(self) -> list[str]:
+        """Announced segments of this stage's consumers, and directories of dead ones."""
+        running = {c.pid for c in self.consumers if c._process is not None}
+        found: list[str] = []
+        for directory in SHARED_MEMORY.glob("splitferry-*/"):
+            with suppress(OSError):
+                if (directory / "lock").read_text() == self.lifetime:
+                    found += [path.name for path in SHARED_MEMORY.glob(f"{directory.name}-*")]
+                    found.append(directory.name)
+        # A living consumer has one directory, with nothing left in it at the end.
+        return found if len(found) > len(running) else []
+
+    async def settle(self, held: int = 0) -> None:
+        """Wait until W is at the end, or `held` records before it, and the memory is free."""
+
+        async def read() -> bool:
+            return await self.behind() <= held
+
+        await until(read, "W at the end")
+        await until(lambda: not self.segments(), "segments of the dead are gone")
+
+    async def stop(self) -> None:
+        """SIGTERM for all who still run."""
+        codes = await asyncio.gather(*(consumer.stop() for consumer in self.consumers))
+        assert not any(codes), codes
+
+    async def history(self, **more: Any) -> History:
+        """Everything for the checker."""
+        names = (self.names.splits, self.names.results, self.names.dead_letters)
+        history = await read_history(self.servers, names, self.group, self.root)
+        return replace(history, sightings=self.sightings, trees=self.trees, **more)
+
+    def errors(self) -> list[str]:
+        """What consumers logged as errors: nothing that these tests do may be one."""
+        lines = [
+            line
+            for c in self.consumers
+            for line in c.log.read_text().splitlines()
+            if line[:1] == "{"
+        ]
+        return [line for line in lines if json.loads(line).get("level") == "error"]
+
+
+@asynccontextmanager
+async def stage(servers: str, names: Topics, directory: Path) -> AsyncIterator[Stage]:
+    """A stage whose consumers are all gone at the end, whatever happens."""
+    made = Stage(servers, names, directory)
+    await made._committed.start()
+    await made._uncommitted.start()
+    watching = None
+    try:
+        ends = await read_topic(servers, names.results)
+        made._results = [TopicPartition(names.results, number) for number in ends[1]]
+        watching = asyncio.create_task(made._watch())
+        yield made
+    finally:
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait([watching])
+        for consumer in made.consumers:
+            with suppress(AssertionError, ProcessLookupError):
+                await consumer.kill()
+        await made._committed.stop()
+        await made._uncommitted.stop()
