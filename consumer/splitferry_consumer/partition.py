@@ -269,8 +269,7 @@ class Partition:
         while True:
             await _within(TICK, self._changed.wait())
             self._changed.clear()
-            if self._broken is not None:
-                raise self._broken
+            self._check()
             now = time.monotonic()
             if now - ticked_at >= TICK and not self._draining:
                 ticked_at = now
@@ -278,6 +277,8 @@ class Partition:
             if now - cleared_at >= VERDICTS_INTERVAL:
                 cleared_at = now
                 await self._clear_verdicts(ledger.committed[0] - self._rules.horizon)
+            # Meanwhile a record may have failed half-way, with the position beyond it already.
+            self._check()
             due = self._draining or now - committed_at >= COMMIT_INTERVAL
             batch = ledger.gather() if due or ledger.has_news else None
             if batch is None:
@@ -290,9 +291,15 @@ class Partition:
                 self._handles.pop(state, None)
             self._changed.set()
 
+    def _check(self) -> None:
+        """Raise what happened after which only the log can be trusted."""
+        if self._broken is not None:
+            raise self._broken
+
     async def _tick(self, ledger: Ledger, vigil: Vigil, now: float) -> None:
         """See to what no record brings about."""
         position = await self._transport.position(self.number)
+        self._check()  # a poll that failed may have lost records below that position
         if position is not None:
             ledger.advance(position)
         moment = vigil.look(now, ledger.position, self._transport.end(self.number))
@@ -314,6 +321,10 @@ class Partition:
     # ---- decisions
 
     def _carry_out(self, ledger: Ledger, decisions: Iterable[Decision]) -> None:
+        if ledger is not self._ledger:
+            # A thread ended, then we dropped everything, then its group was woken, which is
+            # closed in the background: what follows from its report is the next owner's.
+            return
         for decision in decisions:
             state = decision.state
             handle = self._handles.get(state)
