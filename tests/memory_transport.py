@@ -146,6 +146,10 @@ class Kafka:
         self.calls.append(operation)
         await asyncio.sleep(0)
         await self.gates[operation].wait()
+        return self.strike(operation)
+
+    def strike(self, operation: str) -> Fate | None:
+        """The planned fault."""
         fault = self.faults[operation].popleft() if self.faults[operation] else None
         if isinstance(fault, Exception):
             raise fault
@@ -220,6 +224,9 @@ class MemoryTransport:
     async def poll(self, wanted: Collection[int], wait: float) -> Mapping[int, Sequence[Record]]:
         await self.kafka.ask("poll")
         batches = self._fetch(wanted)
+        # As aiokafka does it: what was taken out of the buffers is lost with the exception.
+        if batches:
+            self.kafka.strike("fetch")
         if not batches:
             self.kafka.grown.clear()
             try:
