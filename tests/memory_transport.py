@@ -107,6 +107,8 @@ class Kafka:
         """A call of an operation waits while its gate is cleared."""
         self.size_limits: dict[str, int] = {}
         """Bytes that a value of a topic may have."""
+        self.writers: list[MemoryWriter] = []
+        """All that were handed out."""
         self.grown = asyncio.Event()
         self._epochs: dict[int, int] = {}
         self._ongoing: dict[int, Transaction] = {}
@@ -272,7 +274,9 @@ class MemoryTransport:
 
     async def writer(self, partition: int) -> MemoryWriter:
         await self.kafka.ask("writer")
-        return MemoryWriter(self.kafka, partition, self.kafka.fence(partition))
+        writer = MemoryWriter(self.kafka, partition, self.kafka.fence(partition))
+        self.kafka.writers.append(writer)
+        return writer
 
     async def committed(self, partition: int) -> tuple[int, str] | None:
         await self.kafka.ask("committed")

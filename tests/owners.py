@@ -79,6 +79,7 @@ class Owner:
             ledger is not None
             and self.partition._broken is None
             and ledger.position == log.end
+            and not ledger._holding
             and self.partition.drained
             and ledger.committed == (ledger.watermark, ledger.position)
         )
