@@ -189,7 +189,11 @@ def _opened() -> asyncio.Event:
 
 
 class MemoryTransport:
-    """A member of the group; see `Transport`. A test assigns partitions by `assign`."""
+    """A member of the group; see `Transport`. A test assigns partitions by `assign`.
+
+    Attributes:
+        positions: by assigned partition.
+    """
 
     def __init__(self, kafka: Kafka, batch: int = 1000) -> None:
         """`batch`: records that a poll hands out for a partition at most."""
@@ -241,7 +245,7 @@ class MemoryTransport:
 
     def _fetch(self, wanted: Collection[int]) -> dict[int, Sequence[Record]]:
         batches: dict[int, Sequence[Record]] = {}
-        for partition in set(wanted) - self.paused:
+        for partition in (set(wanted) & self.positions.keys()) - self.paused:
             log = self.kafka.logs[SPLITS, partition]
             records = log.read(self.positions[partition], log.stable)[: self._batch]
             if records:
@@ -250,7 +254,8 @@ class MemoryTransport:
         return batches
 
     def seek(self, partition: int, offset: int) -> None:
-        self.positions[partition] = offset
+        if partition in self.positions:
+            self.positions[partition] = offset
 
     def pause(self, partition: int) -> None:
         self.paused.add(partition)
@@ -260,6 +265,8 @@ class MemoryTransport:
 
     async def position(self, partition: int) -> int | None:
         await self.kafka.ask("position")
+        if partition not in self.positions:
+            return None
         log = self.kafka.logs[SPLITS, partition]
         position = self.positions[partition]
         while position < log.stable and not log.entries[position].visible:

@@ -46,6 +46,7 @@ class Owner:
     ) -> None:
         self.kafka = kafka
         self.member = MemoryTransport(kafka, batch)
+        self.member.positions[number] = 0
         self.background: set[asyncio.Task[None]] = set()
         workshop = Workshop(threads, Gauge(flow or Flow(2**30)), write_timeout)
         self.partition = Partition(
