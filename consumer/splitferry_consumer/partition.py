@@ -47,6 +47,8 @@ FENCED_PAUSE = 3
 """The least pause after being fenced, as an index of RETAKE_PAUSES."""
 LOSE_BOUND = 10.0
 """Seconds that a running transaction has to end in when the partition is lost."""
+CANCEL_AGAIN = 1.0
+"""Seconds after which a task that is to end is cancelled once more; closing a client takes less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +190,11 @@ class Partition:
         self._broken = self._broken or TransportError("the partition was lost")
         if self._publishing is not None and not self._publishing.done():
             await asyncio.wait([self._publishing], timeout=LOSE_BOUND)
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        # One cancellation may be lost: a client of aiokafka that is being stopped swallows what
+        # arrives while it awaits its own cancelled tasks, and the taking would go on.
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=CANCEL_AGAIN)
 
     # ---- the task
 
