@@ -262,6 +262,10 @@ async def stage(servers: str, names: Topics, directory: Path) -> AsyncIterator[S
         made._results = [TopicPartition(names.results, number) for number in ends[1]]
         watching = asyncio.create_task(made._watch())
         yield made
+    except BaseException:
+        for consumer in made.consumers[-2:]:
+            print(f"{consumer.log}:", *consumer.log.read_text().splitlines()[-40:], sep="\n")
+        raise
     finally:
         if watching is not None:
             watching.cancel()

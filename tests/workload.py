@@ -16,7 +16,6 @@ from splitferry_protocol.partitioning import partition_for
 from splitferry_protocol.records import Abort, Block, Split
 
 KIB, MIB = 1024, 1024 * 1024
-NODE = 7
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,16 @@ def damaged(sound: Message) -> Message:
 
 
 def make_load(
-    rng: random.Random, count: int, partitions: int, sizes: Sequence[int], side_by_side: int = 8
+    rng: random.Random,
+    count: int,
+    partitions: int,
+    sizes: Sequence[int],
+    side_by_side: int = 8,
+    node: int = 7,
 ) -> list[Message]:
     """Records of `count` requests, up to `side_by_side` of them interleaved at any time."""
     waiting = [
-        _records(rng, RequestId(NODE, number), number, sizes, partitions)
+        _records(rng, RequestId(node, number), number, sizes, partitions)
         for number in range(1, count + 1)
     ]
     active: list[list[Message]] = []
@@ -119,7 +123,7 @@ def _records(
                 replace(first, reply=token) for token in (b"d", b"d", b"e", b"d")
             ]
         case 7:  # the same item in two versions, perhaps in two partitions
-            name = f"versions/{number // 24}"
+            name = f"versions/{request.node_id}-{number // 24}"
             splits = [replace(s, unique_id=name, version=1 + number // 12 % 2) for s in splits]
         case 8:
             also = [damaged(sent(first)[0])]

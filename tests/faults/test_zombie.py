@@ -1,0 +1,117 @@
+"""SIGSTOP beyond the session time-out, then SIGCONT: the old owner wakes and finds a new one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from brokers import Topics
+from checker import violations
+from splitferry_protocol.ids import RequestId
+from stage import Consumer, Stage, stage, until
+from workload import KIB, MIB, Message, cut, make_load, message, send, sending
+
+SEED = int(os.environ.get("SPLITFERRY_FAULT_SEED", random.SystemRandom().randrange(2**32)))
+PARTITIONS = 2
+SIZES = [0, 1, 700, 20 * KIB, 300 * KIB, 2 * MIB]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("wakes", ["early", "late"])
+@pytest.mark.parametrize("caught", ["writing", "in a transaction"])
+async def test_a_zombie_changes_nothing_and_comes_back(
+    bootstrap_servers: str,
+    topics: Callable[..., Awaitable[Topics]],
+    tmp_path: Path,
+    caught: str,
+    wakes: str,
+) -> None:
+    """It wakes while the new owner is at work on the same requests, or after all is done."""
+    print(f"SPLITFERRY_FAULT_SEED={SEED}")
+    rng = random.Random(f"{SEED} {caught} {wakes}")
+    load = make_load(rng, 60, PARTITIONS, SIZES)
+    names = await topics(partitions=PARTITIONS)
+    async with stage(bootstrap_servers, names, tmp_path) as run, sending(run.servers) as producer:
+        zombie = await run.consumer()
+        await until(lambda: zombie.heard("partition taken") == PARTITIONS, "a start")
+        feeding = asyncio.create_task(feed(run, producer, load[: len(load) // 2]))
+        if caught == "writing":
+            await catch_writing(run, zombie)
+        else:
+            await feeding
+            await catch_in_a_transaction(run, producer, zombie)
+        await feeding
+        successor = await run.consumer()
+        await send(producer, names.splits, load[len(load) // 2 :][: len(load) // 4])
+        await until(lambda: successor.heard("partition taken") == PARTITIONS, "a new owner")
+        if wakes == "early":
+            await wake(run, zombie)
+        await send(producer, names.splits, load[len(load) // 2 :][len(load) // 4 :])
+        if wakes == "late":
+            await until(lambda: done(run), "the successor does all the work")
+            await wake(run, zombie)
+        # It holds one of the partitions again, and receives as any other.
+        more = make_load(rng, 24, PARTITIONS, SIZES, node=8)
+        await send(producer, names.splits, more)
+        await run.settle()
+        await run.stop()
+        assert violations(await run.history()) == [], f"seed {SEED}"
+        assert run.errors() == []
+
+
+async def done(run: Stage) -> bool:
+    return await run.behind() == 0
+
+
+async def wake(run: Stage, zombie: Consumer) -> None:
+    before = zombie.heard("partition taken")
+    run.look()
+    zombie.thaw()
+    await until(lambda: zombie.heard("partition taken") > before, "the zombie is a member again")
+    run.look()
+
+
+async def feed(run: Stage, producer: AIOKafkaProducer, share: list[Message]) -> None:
+    for single in share:
+        await send(producer, run.names.splits, [single])
+        await asyncio.sleep(0.01)
+
+
+async def catch_writing(run: Stage, consumer: Consumer) -> None:
+    """Stop it with some requests half written, and some results told."""
+    while True:
+        await until(lambda: len(run.results) > 3 and writes(run) > 0, "requests half written")
+        consumer.freeze()
+        if writes(run):
+            return
+        consumer.thaw()
+
+
+def writes(run: Stage) -> int:
+    return sum(not path.endswith("/lock") for path in run.look().temporary)
+
+
+async def catch_in_a_transaction(
+    run: Stage, producer: AIOKafkaProducer, consumer: Consumer
+) -> None:
+    """Stop it while results are sent and not committed; many tries, as that lasts some 20 ms."""
+    for number in count(1):
+        assert number < 200, "no transaction could be caught"
+        one = cut(RequestId(9, number), b"small", 5)
+        await send(producer, run.names.splits, [message(one[0], PARTITIONS)])
+        for _ in range(20):
+            if await run.transaction_open():
+                consumer.freeze()
+                # What it had sent before it froze has arrived by now.
+                await asyncio.sleep(0.2)
+                if await run.transaction_open():
+                    return
+                consumer.thaw()
+                break
