@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from load import GIB, KIB, MIB, options, require_space, stage
 from rounds import Rounds, save, table
 from sides import consume
-from stage import GIB, KIB, MIB, options, require_space, stage
 
 MOST = 200
 """MiB."""

@@ -8,9 +8,9 @@ import asyncio
 from functools import partial
 from typing import Any
 
+from load import GIB, KIB, MIB, options, require_space, stage
 from rounds import Rounds, alternate, ratios, save, spread, table
 from sides import consume, disk, drain
-from stage import GIB, KIB, MIB, options, require_space, stage
 
 PARTITIONS = 8
 DRAIN, DRAIN_UNCHECKED, CONSUME = "drain, CRC on", "drain, CRC off", "consume"

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stage import GIB, MIB
+from load import GIB, MIB
 from watched import Measurement
 
 Side = Callable[[], Awaitable[Measurement]]

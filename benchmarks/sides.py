@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from load import MIB, Load, Stage
 from splitferry_protocol.codec import decode_outcome
 from splitferry_protocol.records import Result
-from stage import MIB, Load, Stage
 from watched import Measurement, Watched, watched
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ async def drain(stage: Stage, load: Load, check_crcs: bool) -> Measurement:
 async def disk(stage: Stage, load: Load) -> Measurement:
     """From before the first write to after the last sync."""
     with _folder(stage, "disk") as folder:
-        sizes = [load.items, load.size, 8 * MIB]
+        sizes = [load.items, load.size, load.split_size]
         arguments = [str(HERE / "disk.py"), str(folder), *map(str, sizes)]
         return await _program(stage, arguments)
 
