@@ -141,6 +141,9 @@ class AiokafkaTransport:
             # The contract's own CRC-32C covers every value.
             check_crcs=False,
             max_partition_fetch_bytes=max(1024 * 1024, min(FETCH_MAX, FETCH_BUDGET // partitions)),
+            # A partition that goes on after a pause has to wait until the fetch under way has
+            # ended, and a fetch without news lasts this long.
+            fetch_max_wait_ms=50,
             session_timeout_ms=milliseconds,
             rebalance_timeout_ms=max(milliseconds, 30_000),
             heartbeat_interval_ms=max(100, milliseconds // 4),

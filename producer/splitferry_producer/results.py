@@ -52,6 +52,9 @@ class ResultReader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
+            # A partition that is added has to wait until the fetch under way has ended, and a
+            # fetch without news lasts this long.
+            fetch_max_wait_ms=50,
             **options,
         )
         self._positions: dict[TopicPartition, int] = {}
