@@ -85,10 +85,10 @@ class Place:
         async with sending(self.servers) as producer:
             await send(producer, self.names.splits, messages)
 
-    async def settled(self, behind: int = 0) -> None:
-        """Wait until W is at the end of the log, or `behind` records before it."""
+    async def settled(self) -> None:
+        """Wait until W is at the end of the log."""
         async with asyncio.timeout(BOUND):
-            while sum((await self.lag()).values()) > behind:
+            while await self.lag():
                 await asyncio.sleep(0.05)
 
     async def lag(self) -> dict[int, int]:
