@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,6 +16,7 @@ from aiokafka.errors import (
     KafkaError,
     MessageSizeTooLargeError,
     OffsetOutOfRangeError,
+    OutOfOrderSequenceNumber,
     ProducerFenced,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
@@ -380,14 +380,16 @@ class _Listener(ConsumerRebalanceListener):
 
 def _refuse(sent: Sequence[Any]) -> None:
     """Raise what made a send fail."""
-    failures: dict[bool, list[int]] = defaultdict(list)
-    for index, outcome in enumerate(sent):
-        if isinstance(outcome, BaseException):
-            failures[isinstance(outcome, MessageSizeTooLargeError)].append(index)
-    if failures[False]:
-        raise sent[failures[False][0]]
-    if failures[True]:
-        raise TooLarge(failures[True])
+    failures = [outcome for outcome in sent if isinstance(outcome, BaseException)]
+    # A refused batch leaves a gap in the sequence, for which the broker refuses every later
+    # batch of its partition: the next transaction tells whether those are too large as well.
+    consequences = (MessageSizeTooLargeError, OutOfOrderSequenceNumber)
+    causes = [failure for failure in failures if not isinstance(failure, consequences)]
+    too_large = [i for i, outcome in enumerate(sent) if isinstance(outcome, consequences[0])]
+    if causes or (failures and not too_large):
+        raise (causes or failures)[0]
+    if too_large:
+        raise TooLarge(too_large)
 
 
 async def _bounded(stopping: Any) -> None:

@@ -27,7 +27,7 @@ from .publisher import Publisher
 from .request import Phase, ReceiveState
 from .taking import Misfit, take
 from .targets import Condemned, Item, Target, TargetUnusable, Verdict
-from .transport import Fenced, OutOfRange, Record, Transport, TransportError
+from .transport import Fenced, OutOfRange, Record, TooLarge, Transport, TransportError
 
 log = structlog.get_logger(__name__)
 
@@ -201,6 +201,7 @@ class Partition:
     async def _hold(self) -> None:
         """Take the partition, serve it, and take it again after whatever went wrong."""
         while True:
+            stubs = len(self._stubs)
             try:
                 await self._take()
                 await self._serve()
@@ -218,6 +219,10 @@ class Partition:
                 self._log.error(
                     "partition is taken again: the target is unusable", error=str(problem)
                 )
+            except TooLarge as problem:
+                self._log.warning("partition is taken again", error=str(problem))
+                if len(self._stubs) > stubs:
+                    self._failures = 0  # one less is in the way
             except TransportError as problem:
                 self._log.warning("partition is taken again", error=str(problem))
             except Exception:  # noqa: BLE001
