@@ -368,13 +368,13 @@ async def test_tokens_are_told_in_their_order(make_place: MakePlace) -> None:
 
 async def test_a_dead_letter_too_large_for_its_topic_leaves_a_stub(make_place: MakePlace) -> None:
     place = await make_place(1)
-    limit = {"max.message.bytes": "20000"}
+    limit = {"max.message.bytes": "300000"}
     async with administrator(place.servers) as admin:
         await admin.alter_configs(
             [ConfigResource(ConfigResourceType.TOPIC, place.names.dead_letters, configs=limit)]
         )
     good = [message(split, 1) for n in range(4) for split in cut(RequestId(5, n), b"abcd", 2)]
-    small, large = Message(b"1", b"small", [("own", b"1")]), Message(b"2", b"x" * 100_000)
+    small, large = Message(b"1", b"small", [("own", b"1")]), Message(b"2", b"x" * 400_000)
     async with place.serving():
         await place.send([*good[:3], small, large, *good[3:6], large, small, *good[6:]])
         await place.settled()
