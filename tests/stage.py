@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ class Consumer(ConsumerProcess):
         self.log = log
 
     def heard(self, event: str) -> int:
-        """How often the log tells `event`."""
+        """How often the log tells `event`. Fails when the process has ended by itself."""
+        assert self._process is None or self._process.returncode is None, self.log.read_text()
         with suppress(FileNotFoundError):
             return self.log.read_text().count(f'"event": "{event}"')
         return 0
@@ -179,6 +180,20 @@ class Stage:
             finally:
                 database.close()
 
+    def catalogue_locked(self) -> bool:
+        """Whether a consumer is in the middle of a transaction of the catalogue.
+
+        Frozen there, it keeps all others of the root from settling, and from starting.
+        """
+        path = self.root / ".splitferry" / "catalog.db"
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            database.execute("ROLLBACK")
+        return False
+
     async def _watch(self) -> None:
         """Look at each item at the moment its result can be read."""
         reader = self._bounds("read_committed")
@@ -242,11 +257,12 @@ class Stage:
     def errors(self) -> list[str]:
         """What consumers logged as errors: nothing that these tests do may be one.
 
-        aiokafka's own are not counted: it calls a missed heartbeat one.
+        Only our own: aiokafka calls a missed heartbeat one, and leaves futures of a fenced
+        producer that nobody retrieves.
         """
         lines = [line for c in self.consumers for line in c.log.read_text().splitlines()]
         said = [line for line in lines if json.loads(line).get("level") == "error"]
-        return [line for line in said if "aiokafka" not in json.loads(line)["logger"]]
+        return [line for line in said if json.loads(line)["logger"].startswith("splitferry_")]
 
 
 @asynccontextmanager

@@ -89,7 +89,7 @@ async def catch_writing(run: Stage, consumer: Consumer) -> None:
     while True:
         await until(lambda: len(run.results) > 3 and writes(run) > 0, "requests half written")
         consumer.freeze()
-        if writes(run):
+        if writes(run) and not run.catalogue_locked():
             return
         consumer.thaw()
 
@@ -111,7 +111,7 @@ async def catch_in_a_transaction(
                 consumer.freeze()
                 # What it had sent before it froze has arrived by now.
                 await asyncio.sleep(0.2)
-                if await run.transaction_open():
+                if await run.transaction_open() and not run.catalogue_locked():
                     return
                 consumer.thaw()
                 break
