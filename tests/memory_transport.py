@@ -201,6 +201,7 @@ class MemoryTransport:
         self.paused: set[int] = set()
         self.positions: dict[int, int] = {}
         self.stopped = False
+        self.silent_for = 0.0
         self._batch = batch
         self._taken: Taken | None = None
         self._lost: Lost | None = None
@@ -273,6 +274,9 @@ class MemoryTransport:
             position += 1
         self.positions[partition] = position
         return position
+
+    def silence(self, partition: int) -> float:
+        return self.silent_for
 
     def end(self, partition: int) -> int | None:
         return self.kafka.logs[SPLITS, partition].stable

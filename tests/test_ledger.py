@@ -245,6 +245,37 @@ def test_what_follows_an_owners_decision_is_told_only_with_its_result() -> None:
     assert world.told == [(1, "dead letter")]
 
 
+def test_an_owners_decision_below_p_is_not_kept_waiting_behind_others() -> None:
+    """It keeps P back, and nothing is published below P: among the last it would wait for ever."""
+    log: list[Content] = [split(n, total=0) for n in range(2, 702)]
+    world = World([split(1, 0, b"a", total=9), *log])
+    while world.read():
+        pass
+    while world.settle():
+        pass
+    assert all((world.begin(), world.commit()))
+    world.take()  # P is behind all of them now
+    while world.ledger.position < 600:
+        world.read()
+    (state,) = world.ledger.open_requests
+    world._carry_out(world.ledger.give_up(state, Status.FAILED, WriteDataFailed(ONE)))
+    world.finish()
+    assert len(world.outcomes()) == 701
+
+
+def test_more_requests_than_fit_a_transaction_below_p_are_published_after_a_crash() -> None:
+    world = World([split(n, total=0) for n in range(3000)])
+    while world.read():
+        pass
+    while world.settle():
+        pass
+    assert all((world.begin(), world.commit()))
+    world.take()
+    assert not world.ledger.may_publish
+    world.finish()
+    assert len(world.outcomes()) == 3000
+
+
 # ---- properties
 
 

@@ -24,7 +24,7 @@ class Desk:
 
     def __init__(self, kafka: Kafka) -> None:
         self.kafka = kafka
-        self.stubs: set[int] = set()
+        self.stubs: dict[int, int] = {}
         self.ledger = Ledger("group", SPLITS, 0, 100, Bookmark(0, None, 0, None))
 
     async def open(self) -> Publisher:
@@ -128,7 +128,7 @@ async def test_what_is_too_large_for_the_dead_letters_becomes_a_stub_the_next_ti
     batch = desk.gather()
     with pytest.raises(TooLarge):
         await (await desk.open()).publish(desk.ledger, batch)
-    assert desk.stubs == {2}
+    assert desk.stubs == {2: 1}
     assert isinstance(batch.events[1], DeadLetter)
     # The partition is taken again: another publisher, the same batch.
     await (await desk.open()).publish(desk.ledger, batch)

@@ -13,6 +13,7 @@ import pytest
 from bench import captured_logs
 from memory_transport import Kafka, MemoryTransport, broken
 from owners import results, temporaries, until
+from splitferry_consumer import membership as membership_module
 from splitferry_consumer import partition as partition_module
 from splitferry_consumer import service as service_module
 from splitferry_consumer.service import Phase, Service, Settings, StartError
@@ -70,7 +71,7 @@ async def consumer(
         made.service.stop()
         await asyncio.wait([made.running])
         assert made.service.phase is Phase.STOPPED
-        assert made.member.stopped
+        assert made.member.stopped or "start" not in kafka.calls
         assert temporaries(settings.root) == []
         assert [writer for writer in kafka.writers if not writer.closed] == []
 
@@ -81,7 +82,7 @@ def let_in(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(service_module, "check_topics", checked)
     monkeypatch.setattr(service_module, "AiokafkaTransport", lambda *options: consumer.member)
-    monkeypatch.setattr(service_module, "POLL_WAIT", 0.005)
+    monkeypatch.setattr(membership_module, "POLL_WAIT", 0.005)
     monkeypatch.setattr(partition_module, "TICK", 0.005)
     monkeypatch.setattr(partition_module, "RETAKE_PAUSES", (0.001,) * 5)
 
@@ -166,8 +167,9 @@ async def test_partitions_share_the_bytes_in_flight(
     consumer.start()
     await until(lambda: consumer.service.phase is Phase.RUNNING)
     service = consumer.service
+    assert service.membership is not None
     assert service._flow.high == settings.flow_high // 3
-    gauges = {id(partition.gauge) for partition in service._partitions.values()}
+    gauges = {id(partition.gauge) for partition in service.membership.partitions.values()}
     assert len(gauges) == 3, "each stops itself and no other"
 
 
@@ -245,6 +247,50 @@ async def test_a_cancelled_run_puts_everything_away(consumer: Consumer, kafka: K
     consumer.running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await consumer.running
+
+
+# ---- a membership that fails
+
+
+async def test_a_silent_partition_ends_the_membership_and_another_follows(
+    consumer: Consumer, kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of the client may die unnoticed: the group believes us alive, and nothing comes."""
+    monkeypatch.setattr(membership_module, "STALLED", 0.05)
+    monkeypatch.setattr(service_module, "REJOIN_PAUSE", 0.01)
+    consumer.start()
+    send(kafka, 1)
+    await until(lambda: results(kafka))
+    consumer.member.silent_for = 1.0
+    await until(lambda: consumer.member.stopped)
+    consumer.member.silent_for = 0.0
+    send(kafka, 2)
+    await until(lambda: len(results(kafka)) == 2)
+
+
+async def test_polls_that_only_fail_end_the_membership(
+    consumer: Consumer, kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership_module, "STALLED", 0.05)
+    monkeypatch.setattr(membership_module, "FAILED_POLL_WAIT", 0.01)
+    monkeypatch.setattr(service_module, "REJOIN_PAUSE", 0.01)
+    kafka.faults["poll"] += [broken()] * 20
+    consumer.start()
+    await until(lambda: consumer.member.stopped)
+    send(kafka, 1)
+    await until(lambda: results(kafka))
+
+
+async def test_a_rebalance_that_crosses_the_stop_leaves_nothing_running(
+    consumer: Consumer, kafka: Kafka
+) -> None:
+    consumer.start()
+    await until(lambda: consumer.service.phase is Phase.RUNNING)
+    membership = consumer.service.membership
+    assert membership is not None
+    await consumer.stop()
+    await membership._taken([0, 1])
+    assert membership.partitions == {}
 
 
 # ---- what does not allow a start

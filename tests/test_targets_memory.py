@@ -298,6 +298,19 @@ async def test_what_a_handler_raises_fails_the_request() -> None:
     assert limit.used == 0
 
 
+async def test_a_cancellation_out_of_the_handler_fails_the_request() -> None:
+    async def handler(received: ReceivedItem) -> None:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    incoming = HandlerTarget(handler, MemoryLimit(MIB)).begin(item())
+    incoming.write_at(0, b"bytes")
+    verdict = await incoming.settle(completed(b"bytes"))
+    assert verdict.status is Status.FAILED
+    assert "CancelledError" in str(verdict.error)
+
+
 async def test_a_cancelled_handler_can_be_asked_again() -> None:
     started = asyncio.Event()
     calls: list[bytes] = []

@@ -375,6 +375,7 @@ class WriteSplitDataTaskHandle:
     def __init__(self, group: WriteSplitDataTaskGroup, reports: Reports) -> None:
         self._group = group
         self._reports = reports
+        self._closing = False
         self._task = asyncio.create_task(
             self._run(), name=f"request {group.item.key.request} from {group.item.key.first}"
         )
@@ -382,10 +383,14 @@ class WriteSplitDataTaskHandle:
     async def _run(self) -> Verdict:
         try:
             verdict = await self._group.process_tasks()
+            self._reports.settled(verdict)
+        except asyncio.CancelledError:
+            if not self._closing:  # by something inside, and nobody would hear of it
+                self._reports.broken(RuntimeError("the write group was cancelled"))
+            raise
         except Exception as error:
             self._reports.broken(error)
             raise
-        self._reports.settled(verdict)
         return verdict
 
     def version(self) -> int:
@@ -406,6 +411,7 @@ class WriteSplitDataTaskHandle:
 
     async def close(self, keep: bool = False) -> None:
         """Stop the group, and drop the bytes unless `keep`. Never raises."""
+        self._closing = True
         self._task.cancel()
         await asyncio.wait([self._task])
         if not self._task.cancelled():

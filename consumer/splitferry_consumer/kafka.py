@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -44,8 +46,15 @@ STOP_BOUND = 5.0
 """Seconds that closing a client may take; a broker that is gone would make it hang."""
 STALL_BOUND = 10.0
 """Seconds without progress after which the end of the results counts as out of reach."""
-TRANSACTION_TIMEOUT = 60.0
-"""Seconds after which the broker aborts a transaction and fences its producer."""
+PUBLISH_BOUND = 15.0
+"""Seconds that a transaction may take."""
+TRANSACTION_TIMEOUT = 20.0
+"""Seconds after which the broker aborts a transaction and fences its producer. Until then the
+transaction of a crashed owner hides the results of other groups behind it."""
+HEARD_BOUND = 5.0
+"""Seconds after which what the broker last said of a partition is old."""
+CAREFUL_POLLS = 5000
+"""Polls of single records after a record that could not be decoded, until it must have come."""
 FETCH_BUDGET = 32 * 1024 * 1024
 """Bytes of prefetched records of all partitions (DESIGN: idle buffering grows with them)."""
 FETCH_MAX = 4 * 1024 * 1024
@@ -118,6 +127,7 @@ class AiokafkaTransport:
         # of open transactions too.
         self._bounds = AIOKafkaConsumer(**self._options, isolation_level="read_uncommitted")
         self._consumer: AIOKafkaConsumer | None = None
+        self._careful = 0
 
     async def start(self, taken: Taken, lost: Lost) -> None:
         try:
@@ -177,17 +187,55 @@ class AiokafkaTransport:
         # paused ones; with one that is not ours it only waits.
         asked = [TopicPartition(self._splits_topic, p) for p in wanted] or [_NOWHERE]
         try:
-            batches = await self._consumer.getmany(*asked, timeout_ms=int(wait * 1000))
+            if self._careful:
+                batches = await self._poll_carefully(asked, wait)
+            else:
+                batches = await self._consumer.getmany(*asked, timeout_ms=int(wait * 1000))
         except OffsetOutOfRangeError as error:
             raise OutOfRange([tp.partition for tp in error.args[0]]) from error
         except KafkaError as error:
             raise TransportError(_reason(error)) from error
+        except Exception as error:
+            self._careful = CAREFUL_POLLS
+            raise TransportError(f"a record could not be decoded: {_reason(error)}") from error
         return {
             tp.partition: [
                 Record(r.offset, r.key, r.value, r.headers, r.timestamp) for r in records
             ]
             for tp, records in batches.items()
         }
+
+    async def _poll_carefully(
+        self, asked: Sequence[TopicPartition], wait: float
+    ) -> dict[TopicPartition, list[Any]]:
+        """Record by record, to find the one that aiokafka cannot decode (a header's name that
+        is not UTF-8) and hand it out empty, so that it becomes a dead letter and no more.
+
+        What it raises for stands at the position, unless markers lie between: then it takes a
+        few steps to get there.
+        """
+        assert self._consumer is not None
+        batches: dict[TopicPartition, list[Any]] = {}
+        self._careful -= 1
+        for tp in asked:
+            left = 0.0 if batches else wait / len(asked)
+            try:
+                records = await self._consumer.getmany(
+                    tp, timeout_ms=int(left * 1000), max_records=1
+                )
+            except KafkaError:
+                if batches:
+                    continue  # it is raised again by the next poll, with nothing to lose
+                raise
+            except Exception as error:  # noqa: BLE001
+                offset = await self._consumer.position(tp)
+                log.warning("undecodable record", offset=offset, error=_reason(error))
+                batches[tp] = [Record(offset, None, None)]
+                self._consumer.seek(tp, offset + 1)
+                self._careful = 0
+                break
+            batches.update(records)
+        return batches
 
     def seek(self, partition: int, offset: int) -> None:
         assert self._consumer is not None
@@ -220,8 +268,20 @@ class AiokafkaTransport:
         tp = TopicPartition(self._splits_topic, partition)
         if tp not in self._consumer.assignment():
             return None
+        # A paused partition is not asked for, and a dead connection brings no answers: what
+        # was heard last says nothing then.
+        if self.silence(partition) > HEARD_BOUND:
+            return None
         stable: int | None = self._consumer.last_stable_offset(tp)
         return stable
+
+    def silence(self, partition: int) -> float:
+        assert self._consumer is not None
+        tp = TopicPartition(self._splits_topic, partition)
+        if tp not in self._consumer.assignment():
+            return math.inf
+        heard: int | None = self._consumer.last_poll_timestamp(tp)
+        return math.inf if heard is None else max(0.0, time.time() - heard / 1000)
 
     # ---- taking
 
@@ -249,8 +309,12 @@ class AiokafkaTransport:
         offsets = await self._ask(
             self._admin.list_consumer_group_offsets(self._group, partitions=[tp])
         )
-        found = offsets.get(tp)
-        return None if found is None or found.offset < 0 else (found.offset, found.metadata)
+        if tp not in offsets:
+            # A coordinator that is just loading answers for the group as a whole, which aiokafka
+            # passes over. Taken for "no commit" it would mean reading everything anew.
+            raise TransportError(f"the coordinator of group {self._group} gave no offsets")
+        found = offsets[tp]
+        return None if found.offset < 0 else (found.offset, found.metadata)
 
     async def splits_bounds(self, partition: int) -> tuple[int, int]:
         return await self._log_bounds(TopicPartition(self._splits_topic, partition))
@@ -320,7 +384,7 @@ class AiokafkaWriter:
     ) -> list[int]:
         committing = False
         try:
-            async with asyncio.timeout(REQUEST_BOUND):
+            async with asyncio.timeout(PUBLISH_BOUND):
                 await self._producer.begin_transaction()
                 # Every send is awaited before the commit: aiokafka commits a transaction
                 # whose batch has failed.
@@ -329,6 +393,8 @@ class AiokafkaWriter:
                 )
                 _refuse(sent)
                 offsets = [metadata.offset for metadata in sent]
+                if min(offsets, default=0) < 0:
+                    raise TransportError("the broker did not say where results were appended")
                 watermark, metadata = commit(offsets)
                 await self._producer.send_offsets_to_transaction(
                     {self._source: OffsetAndMetadata(watermark, metadata)}, self._group

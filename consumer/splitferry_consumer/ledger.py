@@ -155,7 +155,7 @@ class Ledger:
         """A lower bound of *f* + H of all open requests."""
         self._holding: set[ReceiveState] = set()
         """Those that keep P back: being compared, or ended by the owner."""
-        self._ready: deque[ReceiveState] = deque()
+        self._ready: list[ReceiveState] = []
         self._publishing: Batch | None = None
         self._events: list[Told | DeadLetter] = []
 
@@ -183,6 +183,11 @@ class Ledger:
     def watermark(self) -> int:
         """W, if everything that has a result were committed now."""
         return next((state.first for state in self._states.values()), self.position)
+
+    @property
+    def may_publish(self) -> bool:
+        """Whether P of the previous owner is reached; nothing is published before."""
+        return self.position >= self._told
 
     @property
     def has_news(self) -> bool:
@@ -481,7 +486,9 @@ class Ledger:
         count the same things twice.
         """
         assert self._publishing is None
-        states = list(self._ready)[:RESULTS_IN_A_TRANSACTION]
+        # Those that keep P back go first: among the last they could keep it back for ever.
+        first = sorted(self._ready, key=lambda state: not state.by_owner)
+        states = first[:RESULTS_IN_A_TRANSACTION]
         leaving = set(states)
         told = self._told_up_to(leaving)
         if told < self._told:
@@ -512,8 +519,8 @@ class Ledger:
         if not states and not events and watermark == self.committed[0]:
             return None
         self._events = kept
+        self._ready = first[RESULTS_IN_A_TRANSACTION:]
         for state in states:
-            self._ready.popleft()
             state.phase = Phase.PUBLISHING
         self._forget(watermark)
         results = [state.result for state in states if state.result is not None]

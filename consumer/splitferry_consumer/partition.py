@@ -106,7 +106,7 @@ class Partition:
         self._workshop = workshop
         self._background = background
         self._log = log.bind(topic=rules.splits_topic, partition=number)
-        self._stubs: set[int] = set()
+        self._stubs: dict[int, int] = {}
         self._ledger: Ledger | None = None
         self._publisher: Publisher | None = None
         self._handles: dict[ReceiveState, WriteSplitDataTaskHandle] = {}
@@ -129,7 +129,9 @@ class Partition:
         ledger = self._ledger
         if ledger is None or self._broken is not None or self._draining:
             return False
-        full = ledger.held_bytes >= HELD_MAX or ledger.unsettled >= UNSETTLED_MAX
+        # Before P is reached nothing is published, so waiting for it would be for ever.
+        full = ledger.may_publish and ledger.unsettled >= UNSETTLED_MAX
+        full = full or ledger.held_bytes >= HELD_MAX
         return not (self.gauge.paused or full)
 
     @property
@@ -141,7 +143,7 @@ class Partition:
     def deliver(self, records: Sequence[Record]) -> None:
         """The next records of the log, in order. Does not await."""
         ledger = self._ledger
-        if ledger is None or self._broken is not None:
+        if ledger is None or self._broken is not None or self._draining:
             return
         now = time.monotonic()
         for record in records:
@@ -201,7 +203,7 @@ class Partition:
     async def _hold(self) -> None:
         """Take the partition, serve it, and take it again after whatever went wrong."""
         while True:
-            stubs = len(self._stubs)
+            stubs = sum(self._stubs.values())
             try:
                 await self._take()
                 await self._serve()
@@ -221,7 +223,7 @@ class Partition:
                 )
             except TooLarge as problem:
                 self._log.warning("partition is taken again", error=str(problem))
-                if len(self._stubs) > stubs:
+                if sum(self._stubs.values()) > stubs:
                     self._failures = 0  # one less is in the way
             except TransportError as problem:
                 self._log.warning("partition is taken again", error=str(problem))
@@ -286,7 +288,7 @@ class Partition:
                 await self._tick(ledger, vigil, now)
             if now - cleared_at >= VERDICTS_INTERVAL:
                 cleared_at = now
-                await self._clear_verdicts(ledger.committed[0] - self._rules.horizon)
+                self._background(self._clear_verdicts(ledger.committed[0] - self._rules.horizon))
             # Meanwhile a record may have failed half-way, with the position beyond it already.
             self._check()
             due = self._draining or now - committed_at >= COMMIT_INTERVAL
@@ -325,7 +327,7 @@ class Partition:
         for target in set(self._targets.values()):
             try:
                 await target.passed(rules.group, rules.splits_topic, self.number, before)
-            except OSError as error:
+            except (OSError, TargetUnusable) as error:
                 self._log.warning("verdicts could not be cleared", error=str(error))
 
     # ---- decisions
@@ -368,19 +370,28 @@ class _Reports:
     ledger: Ledger
     state: ReceiveState
 
+    @property
+    def _heard(self) -> bool:
+        """Not when the partition was dropped, and this group only has not ended yet."""
+        return self.partition._ledger is self.ledger
+
     def compared(self, same: bool) -> None:
-        decisions = self.ledger.compared(self.state, same, time.monotonic())
-        self._act(decisions)
+        if self._heard:
+            self._act(self.ledger.compared(self.state, same, time.monotonic()))
 
     def failed(self, error: WsDataError) -> None:
-        self._act(self.ledger.give_up(self.state, Status.FAILED, error))
+        if self._heard:
+            self._act(self.ledger.give_up(self.state, Status.FAILED, error))
 
     def settled(self, verdict: Verdict) -> None:
-        self.ledger.settled(self.state, verdict, finished_at=time.time_ns() // 1_000_000)
-        self._act(())
+        if self._heard:
+            finished_at = time.time_ns() // 1_000_000
+            self.ledger.settled(self.state, verdict, finished_at)
+            self._act(())
 
     def broken(self, error: Exception) -> None:
-        self.partition.retake(error)
+        if self._heard:
+            self.partition.retake(error)
 
     def _act(self, decisions: Sequence[Decision]) -> None:
         self.partition._carry_out(self.ledger, decisions)

@@ -26,10 +26,10 @@ class Publisher:
         source: tuple[str, int],
         results_topic: str,
         dead_letters_topic: str,
-        stubs: set[int],
+        stubs: dict[int, int],
     ) -> None:
-        """`stubs`: offsets whose dead letters were too large; it outlives the publisher, since a
-        refused transaction makes the partition be taken again."""
+        """`stubs`: how often the dead letter of an offset was too large; it outlives the
+        publisher, since a refused transaction makes the partition be taken again."""
         self._writer = writer
         self._source = source
         self._results_topic = results_topic
@@ -82,8 +82,14 @@ class Publisher:
             *record.headers,
             *((_CONNECT + name, text.encode("utf-8", "replace")) for name, text in about.items()),
         ]
-        value = b"" if letter.offset in self._stubs else record.value
-        return Outgoing(self._dead_letters_topic, None, record.key, value, headers)
+        match self._stubs.get(letter.offset, 0):
+            case 0:
+                return Outgoing(self._dead_letters_topic, None, record.key, record.value, headers)
+            case 1:
+                return Outgoing(self._dead_letters_topic, None, record.key, b"", headers)
+            case _:  # its own headers, or its key, are too much
+                bare = headers[len(record.headers) :]
+                return Outgoing(self._dead_letters_topic, None, None, b"", bare)
 
     def _note_refused(self, batch: Batch, index: int) -> None:
         event = batch.events[index - len(batch.results)] if index >= len(batch.results) else None
@@ -96,4 +102,4 @@ class Publisher:
                 size=len(event.record.value or b""),
                 remedy="raise its max.message.bytes 64 KiB above that of the splits topic",
             )
-            self._stubs.add(event.offset)
+            self._stubs[event.offset] = self._stubs.get(event.offset, 0) + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -19,13 +19,14 @@ from splitferry_protocol.records import Block
 from .flow import Flow, Gauge
 from .group import Workshop
 from .kafka import AiokafkaTransport, StartError, check_topics
+from .membership import Membership
 from .partition import Partition, Rules
 from .targets import Target, TargetUnusable
 from .targets.file import FileTarget
 from .targets.handler import Handler, HandlerTarget
 from .targets.limit import MemoryLimit
 from .targets.memory import MemoryTarget
-from .transport import Transport, TransportError
+from .transport import TransportError
 
 __all__ = ["Phase", "Service", "Settings", "StartError"]
 
@@ -33,11 +34,12 @@ log = structlog.get_logger(__name__)
 
 WRITERS = 16
 """Threads that write. A request uses one at a time."""
-POLL_WAIT = 0.2
-"""Seconds that a poll waits for records."""
-FAILED_POLL_WAIT = 1.0
-PAUSED_WAIT = 0.01
-"""The same while a partition is paused: how late it may be noticed that it can go on."""
+REJOIN_PAUSE = 1.0
+"""Seconds before another membership follows one that has failed."""
+CLOSE_BOUND = 10.0
+"""Seconds that closing a target may take; a disk that hangs must not keep the process."""
+DRAIN_LOOK = 0.02
+"""Seconds between looks whether everything in flight is done."""
 BACKGROUND_BOUND = 10.0
 """Seconds that clean-up work may take at the end."""
 SWEEP_INTERVAL = 10.0
@@ -88,9 +90,9 @@ class Service:
         self._settings = settings
         self._handler = handler
         self.phase = Phase.STARTING
+        self.membership: Membership | None = None
         self._stopping = asyncio.Event()
         self._abandoned = False
-        self._partitions: dict[int, Partition] = {}
         self._flow = Flow(settings.flow_high)
         self._background: set[asyncio.Task[None]] = set()
 
@@ -115,26 +117,21 @@ class Service:
         await check_topics(
             options, settings.splits_topic, settings.results_topic, settings.dead_letters_topic
         )
-        transport = AiokafkaTransport(
-            options,
-            settings.group,
-            settings.splits_topic,
-            settings.results_topic,
-            settings.session_timeout,
-        )
         threads = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         targets: dict[Block, Target] = {}
         try:
             await self._open_targets(targets, threads)
-            await self._receive(transport, targets, threads)
+            await self._receive(options, targets, threads)
         except TargetUnusable as error:
             raise StartError(str(error)) from error
         except TransportError as error:
             raise StartError(f"the consumer could not join its group: {error}") from error
         finally:
-            await self._put_away(transport)
-            for target in targets.values():
-                await asyncio.to_thread(target.close)
+            if self._background:
+                await asyncio.wait(self._background, timeout=BACKGROUND_BOUND)
+            closing = [asyncio.create_task(asyncio.to_thread(t.close)) for t in targets.values()]
+            if closing:
+                await asyncio.wait(closing, timeout=CLOSE_BOUND)
             # Waiting here would let one hung write hold up the loop, and the stop.
             threads.shutdown(wait=False, cancel_futures=True)
             self.phase = Phase.STOPPED
@@ -165,11 +162,54 @@ class Service:
 
     async def _receive(
         self,
-        transport: Transport,
+        options: Mapping[str, Any],
         targets: Mapping[Block, Target],
         threads: ThreadPoolExecutor,
     ) -> None:
+        """Be a member of the group until stopped. Raises TransportError if that never began."""
+        sweep = asyncio.create_task(_sweep(targets))
+        stopping = asyncio.create_task(self._stopping.wait())
+        joined = False
+        try:
+            while not self._stopping.is_set():
+                membership = self.membership = self._begin(options, targets, threads)
+                feeding = asyncio.create_task(self._feed(membership))
+                try:
+                    await asyncio.wait({feeding, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    if not feeding.done():
+                        await self._drain(membership, feeding)
+                finally:
+                    feeding.cancel()
+                    await asyncio.wait([feeding], timeout=CLOSE_BOUND)
+                    await membership.end()
+                stopped = not feeding.done() or feeding.cancelled()
+                failure = None if stopped else feeding.exception()
+                joined = joined or self.phase is not Phase.STARTING
+                if failure is None:
+                    return
+                if not (joined and isinstance(failure, TransportError)):
+                    raise failure
+                log.error("the membership has failed, joining again", error=str(failure))
+                await asyncio.wait([stopping], timeout=REJOIN_PAUSE)
+        finally:
+            sweep.cancel()
+            stopping.cancel()
+            await asyncio.wait([sweep, stopping])
+
+    def _begin(
+        self,
+        options: Mapping[str, Any],
+        targets: Mapping[Block, Target],
+        threads: ThreadPoolExecutor,
+    ) -> Membership:
         settings = self._settings
+        transport = AiokafkaTransport(
+            options,
+            settings.group,
+            settings.splits_topic,
+            settings.results_topic,
+            settings.session_timeout,
+        )
         rules = Rules(
             settings.group,
             settings.splits_topic,
@@ -180,73 +220,30 @@ class Service:
             settings.accept_loss,
         )
 
-        async def taken(partitions: Collection[int]) -> None:
-            log.info("partitions assigned", partitions=sorted(partitions))
-            for number in partitions:
-                workshop = Workshop(threads, Gauge(self._flow), settings.write_timeout)
-                self._partitions[number] = Partition(
-                    number, rules, transport, targets, workshop, self._in_background
-                )
-            self._flow.divide(len(self._partitions))
+        def open_partition(number: int) -> Partition:
+            workshop = Workshop(threads, Gauge(self._flow), settings.write_timeout)
+            return Partition(number, rules, transport, targets, workshop, self._in_background)
 
-        await transport.start(taken, self._lose)
-        self.phase = Phase.RUNNING
-        sweep = asyncio.create_task(_sweep(targets))
-        try:
-            while not self._stopping.is_set():
-                await self._poll(transport)
-            await self._drain(transport)
-        finally:
-            sweep.cancel()
-            await asyncio.wait([sweep])
+        return Membership(transport, open_partition, self._flow)
 
-    async def _poll(self, transport: Transport) -> None:
-        """Feed the partitions once. What cannot take records now is paused, never forgotten."""
-        for number, partition in self._partitions.items():
-            (transport.resume if partition.ready else transport.pause)(number)
-        wanted = [number for number, partition in self._partitions.items() if partition.ready]
-        try:
-            all_wanted = len(wanted) == len(self._partitions)
-            batches = await transport.poll(wanted, POLL_WAIT if all_wanted else PAUSED_WAIT)
-        except TransportError as error:
-            # Nothing is awaited between the failed poll and this: no partition may believe in
-            # a position whose records were lost with the exception.
-            for partition in self._partitions.values():
-                partition.realign(error)
-            log.warning("poll failed", error=str(error))
-            await asyncio.sleep(FAILED_POLL_WAIT)
-            return
-        for number, records in batches.items():
-            held = self._partitions.get(number)
-            if held is not None:
-                held.deliver(records)
+    async def _feed(self, membership: Membership) -> None:
+        await membership.join()
+        if self.phase is Phase.STARTING:
+            self.phase = Phase.RUNNING
+        await membership.feed()
 
-    async def _lose(self, partitions: Collection[int]) -> None:
-        if partitions:
-            log.info("partitions revoked", partitions=sorted(partitions))
-        held = [p for number in partitions if (p := self._partitions.pop(number, None))]
-        await asyncio.gather(*(partition.lose() for partition in held))
-
-    # ---- stopping
-
-    async def _drain(self, transport: Transport) -> None:
+    async def _drain(self, membership: Membership, feeding: asyncio.Task[None]) -> None:
+        """Let what has ended be settled and published, within the grace."""
         self.phase = Phase.DRAINING
         log.info("stopping", grace=self._settings.grace)
-        for partition in self._partitions.values():
-            partition.drain()
+        membership.drain()
         until = time.monotonic() + self._settings.grace
-        # The poll goes on, for it is the sign of life to the group.
-        while not all(partition.drained for partition in self._partitions.values()):
-            if self._abandoned or time.monotonic() > until:
+        # The poll goes on meanwhile, for it is the sign of life to the group.
+        while not membership.drained:
+            if self._abandoned or time.monotonic() > until or feeding.done():
                 log.warning("stopped with work in flight; the next owner reads it again")
                 break
-            await self._poll(transport)
-
-    async def _put_away(self, transport: Transport) -> None:
-        await self._lose(list(self._partitions))
-        await transport.stop()
-        if self._background:
-            await asyncio.wait(self._background, timeout=BACKGROUND_BOUND)
+            await asyncio.sleep(DRAIN_LOOK)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

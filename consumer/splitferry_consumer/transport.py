@@ -113,7 +113,11 @@ class Transport(Protocol):
         """The offset after all that was handed out, past what is no record (markers)."""
 
     def end(self, partition: int) -> int | None:
-        """The end of what can be read of a splits partition, as far as it is known."""
+        """The end of what can be read of a splits partition; None when it was not told lately."""
+
+    def silence(self, partition: int) -> float:
+        """Seconds since the broker last answered for a splits partition; it is asked all the
+        time, unless the partition is paused."""
 
     async def writer(self, partition: int) -> Writer:
         """Fence the previous owner, and settle what it left."""

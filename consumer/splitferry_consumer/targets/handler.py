@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -112,7 +113,12 @@ class HandlerIncoming:
         )
         try:
             await self._target.handler(received)
-        except Exception as error:  # noqa: BLE001  the handler is not ours: anything may come
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
+            # The handler is not ours: anything may come, also the cancellation of a task that
+            # it awaits, which is not our own.
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                raise
             reason = f"the handler raised {type(error).__name__}: {error}"
             failure = BatchTransferFailed(item.key.request, reason)
             return Verdict(Status.FAILED, failure, proposal.size, proposal.sha256)

@@ -1,0 +1,121 @@
+"""One membership in the group: feeds the partitions that are assigned, until it is ended or fails.
+
+aiokafka keeps a membership going with tasks of its own. One of them can die unnoticed, and the
+partitions then stand still while the group believes us alive; so a membership watches itself,
+and ends with an error when nothing has been heard for too long. The service begins another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+
+import structlog
+
+from .flow import Flow
+from .partition import Partition
+from .transport import Transport, TransportError
+
+log = structlog.get_logger(__name__)
+
+POLL_WAIT = 0.2
+"""Seconds that a poll waits for records."""
+PAUSED_WAIT = 0.01
+"""The same while a partition is paused: how late it may be noticed that it can go on."""
+FAILED_POLL_WAIT = 1.0
+STALLED = 20.0
+"""Seconds of failing polls, or of silence about a partition that is asked for."""
+
+
+class Stalled(TransportError):
+    """Nothing was heard for too long, whatever the client believes."""
+
+
+class Membership:
+    """Args:
+    open_partition: makes the partition of a number; it takes itself.
+    """
+
+    def __init__(
+        self, transport: Transport, open_partition: Callable[[int], Partition], flow: Flow
+    ) -> None:
+        self._transport = transport
+        self._open_partition = open_partition
+        self._flow = flow
+        self._ending = False
+        self._failing_since: float | None = None
+        self._wanted_since: dict[int, float] = {}
+        self.partitions: dict[int, Partition] = {}
+
+    async def join(self) -> None:
+        """Become a member. Raises TransportError."""
+        await self._transport.start(self._taken, self._lost)
+
+    async def feed(self) -> None:
+        """Hand records to the partitions until cancelled. Raises Stalled."""
+        while True:
+            await self._poll()
+
+    def drain(self) -> None:
+        """Read no further; what has ended is settled and published."""
+        for partition in self.partitions.values():
+            partition.drain()
+
+    @property
+    def drained(self) -> bool:
+        return all(partition.drained for partition in self.partitions.values())
+
+    async def end(self) -> None:
+        """Give the partitions back and leave the group; bounded."""
+        self._ending = True
+        await self._lost(list(self.partitions))
+        await self._transport.stop()
+
+    async def _taken(self, partitions: Collection[int]) -> None:
+        if self._ending:  # a rebalance crossed our leaving; the next member takes them
+            return
+        log.info("partitions assigned", partitions=sorted(partitions))
+        for number in partitions:
+            self.partitions[number] = self._open_partition(number)
+        self._flow.divide(len(self.partitions))
+
+    async def _lost(self, partitions: Collection[int]) -> None:
+        if partitions:
+            log.info("partitions revoked", partitions=sorted(partitions))
+        held = [p for number in partitions if (p := self.partitions.pop(number, None))]
+        self._wanted_since.clear()
+        await asyncio.gather(*(partition.lose() for partition in held))
+
+    async def _poll(self) -> None:
+        """Feed the partitions once. What cannot take records now is paused, never forgotten."""
+        wanted = [number for number, partition in self.partitions.items() if partition.ready]
+        for number in self.partitions:
+            (self._transport.resume if number in wanted else self._transport.pause)(number)
+        self._watch(wanted)
+        all_wanted = len(wanted) == len(self.partitions)
+        try:
+            batches = await self._transport.poll(wanted, POLL_WAIT if all_wanted else PAUSED_WAIT)
+        except TransportError as error:
+            # Nothing is awaited between the failed poll and this: no partition may believe in
+            # a position whose records were lost with the exception.
+            for partition in self.partitions.values():
+                partition.realign(error)
+            log.warning("poll failed", error=str(error))
+            self._failing_since = self._failing_since or time.monotonic()
+            await asyncio.sleep(FAILED_POLL_WAIT)
+            return
+        self._failing_since = None
+        for number, records in batches.items():
+            held = self.partitions.get(number)
+            if held is not None:
+                held.deliver(records)
+
+    def _watch(self, wanted: Collection[int]) -> None:
+        now = time.monotonic()
+        if self._failing_since is not None and now - self._failing_since > STALLED:
+            raise Stalled(f"every poll has failed for {STALLED:.0f} s")
+        self._wanted_since = {n: self._wanted_since.get(n, now) for n in wanted}
+        for number, since in self._wanted_since.items():
+            if now - since > STALLED and self._transport.silence(number) > STALLED:
+                raise Stalled(f"nothing was heard of partition {number} for {STALLED:.0f} s")
