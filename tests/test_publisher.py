@@ -103,6 +103,14 @@ async def test_a_dead_letter_is_the_record_and_why_it_is_one(desk: Desk) -> None
     ]
 
 
+async def test_a_record_without_key_and_value_is_kept_with_an_empty_value(desk: Desk) -> None:
+    publisher = await desk.open()
+    desk.ledger.read(Record(0, None, None), InvalidRecord("no key"), 0.0)
+    await publisher.publish(desk.ledger, desk.gather())
+    (letter,) = desk.kafka.committed_records(DEAD_LETTERS)
+    assert (letter.key, letter.value) == (None, b"")
+
+
 async def test_the_offsets_of_dead_letters_say_nothing_about_the_results(desk: Desk) -> None:
     publisher = await desk.open()
     for _ in range(9):

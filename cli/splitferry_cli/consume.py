@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ def consume(common: Common, /, **given: Any) -> None:
         dead_letters_topic=common.names.dead_letters,
         **given,
     )
+    # Each file on its way in is an open one: take all that this user may have.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         stopped = asyncio.run(_serve(Service(settings)))
     except StartError as error:

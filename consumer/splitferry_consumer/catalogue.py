@@ -65,6 +65,7 @@ _CREATE = (
     END""",
     f"PRAGMA user_version = {SCHEMA}",
 )
+_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_BUSY: errno.EBUSY}
 _KEY = '"group" = ? AND topic = ? AND partition = ? AND first = ? AND node = ? AND sequence = ?'
 _SAME_REQUEST = "(topic, partition, first, node, sequence)"
 _COLUMNS = (
@@ -140,7 +141,7 @@ class Catalogue:
         try:
             yield
         except sqlite3.OperationalError as error:
-            code = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
+            code = _ERRNO.get(error.sqlite_errorcode, errno.EIO)
             raise OSError(code, f"{self._path}: {error}") from error
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:

@@ -84,7 +84,9 @@ class Publisher:
         ]
         match self._stubs.get(letter.offset, 0):
             case 0:
-                return Outgoing(self._dead_letters_topic, None, record.key, record.value, headers)
+                # aiokafka sends no record that has neither key nor value.
+                value = b"" if record.key is None and record.value is None else record.value
+                return Outgoing(self._dead_letters_topic, None, record.key, value, headers)
             case 1:
                 return Outgoing(self._dead_letters_topic, None, record.key, b"", headers)
             case _:  # its own headers, or its key, are too much

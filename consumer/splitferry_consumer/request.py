@@ -81,7 +81,17 @@ class ReceiveState:
 
     @classmethod
     def opened_by(cls, split: Split, offset: int, now: float) -> ReceiveState:
-        return cls(split.request, offset, split.unique_id, split.version, split.block, now)
+        return cls(
+            split.request,
+            offset,
+            split.unique_id,
+            split.version,
+            split.block,
+            now,
+            split.total,
+            split.sha256,
+            split.labels,
+        )
 
     def contradiction(self, split: Split) -> WsDataError | None:
         """How `split` disagrees with the splits before it, or with itself (WIRE, "split")."""

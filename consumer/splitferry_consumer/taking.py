@@ -8,6 +8,7 @@ them is missed.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import structlog
@@ -58,17 +59,24 @@ def misfit(bookmark: Bookmark, splits: Bounds, results: Bounds) -> str | None:
     return None
 
 
-def accepting_loss(bookmark: Bookmark, splits: Bounds, results: Bounds) -> Bookmark:
+def accepting_loss(
+    bookmark: Bookmark, splits: Bounds, results: Bounds, horizon: int
+) -> Bookmark:
     """The nearest bookmark that fits: from the log's start where the log no longer reaches."""
-    start, end = splits
-    watermark, told = bookmark.watermark, bookmark.told
-    if watermark < start or max(watermark, told) > end:
-        watermark = start
-        told = start if max(bookmark.watermark, told) > end else max(start, told)
+    if max(bookmark.watermark, bookmark.told) > splits[1]:
+        return made_anew(splits, results, horizon)
     known = bookmark.results is not None and results[0] <= bookmark.results <= results[1]
     return replace(
-        bookmark, watermark=watermark, told=told, results=bookmark.results if known else None
+        bookmark,
+        watermark=max(bookmark.watermark, splits[0]),
+        told=max(bookmark.told, splits[0]),
+        results=bookmark.results if known else None,
     )
+
+
+def made_anew(splits: Bounds, results: Bounds, horizon: int) -> Bookmark:
+    """For a splits log that is not the one which the results so far speak of."""
+    return Bookmark(splits[0], results[1], splits[0], horizon)
 
 
 async def take(
@@ -109,10 +117,30 @@ async def _load(
         if not accept_loss:
             raise Misfit(f"{problem}; to go on without what is lost, start with --accept-loss")
         log.warning("loss accepted", topic=topic, partition=partition, lost=problem)
-        bookmark = accepting_loss(bookmark, splits, results)
+        bookmark = accepting_loss(bookmark, splits, results, horizon)
     ledger = Ledger(group, topic, partition, horizon, bookmark, results[1])
     start = bookmark.results_from(horizon, results[0])
-    async for record in transport.results(partition, start, results[1]):
+    async for offset, result in _results(transport, partition, start, results[1]):
+        if result.group != group or result.input[:2] != (topic, partition):
+            continue
+        if result.input.last >= splits[1]:
+            lost = (
+                f"request {result.request} ended at {result.input.last}, but the splits end at "
+                f"{splits[1]}: the topic was truncated or made anew"
+            )
+            if not accept_loss:
+                raise Misfit(f"{lost}; to go on without what is lost, start with --accept-loss")
+            log.warning("loss accepted", topic=topic, partition=partition, lost=lost)
+            bookmark = made_anew(splits, results, horizon)
+            return Ledger(group, topic, partition, horizon, bookmark, results[1])
+        ledger.load(offset, result)
+    return ledger
+
+
+async def _results(
+    transport: Transport, partition: int, start: int, end: int
+) -> AsyncIterator[tuple[int, Result]]:
+    async for record in transport.results(partition, start, end):
         try:
             outcome = decode_outcome(record.key, record.value)
         except InvalidRecord as invalid:
@@ -123,18 +151,5 @@ async def _load(
                 error=invalid.message,
             )
             continue
-        if not isinstance(outcome, Result) or outcome.group != group:
-            continue
-        if (outcome.input.topic, outcome.input.partition) != (topic, partition):
-            continue
-        if outcome.input.last >= splits[1]:
-            lost = (
-                f"request {outcome.request} ended at {outcome.input.last}, but the splits end at "
-                f"{splits[1]}: the topic was truncated or made anew"
-            )
-            if not accept_loss:
-                raise Misfit(f"{lost}; to go on without what is lost, start with --accept-loss")
-            log.warning("loss accepted", topic=topic, partition=partition, lost=lost)
-            continue
-        ledger.load(record.offset, outcome)
-    return ledger
+        if isinstance(outcome, Result):
+            yield record.offset, outcome

@@ -14,6 +14,7 @@ import asyncio
 import errno
 import itertools
 import os
+import resource
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -35,6 +36,9 @@ from .settling import Settling
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+DESCRIPTOR_RESERVE = 160
+"""Open files left to the catalogue, the directories, the connections and whatever else runs."""
 
 
 class FileTarget:
@@ -58,6 +62,7 @@ class FileTarget:
         self.root = os.path.realpath(root)
         self.mode = mode
         self.held = 0
+        self._descriptors = 0
         self.closed = False
         self._quota = quota
         self._disk_reserve = disk_reserve
@@ -166,6 +171,26 @@ class FileTarget:
     def release(self, size: int) -> None:
         with self.settling.room:
             self.held -= size
+
+    def take_descriptor(self) -> None:
+        """Before a temporary file is opened. Raises OSError when it has to wait for others.
+
+        Without a reserve the catalogue could not open its journal, so nothing would settle, so
+        no descriptor would ever be given back.
+        """
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTOR_RESERVE
+        with self.settling.room:
+            if self._descriptors >= max(1, most):
+                raise OSError(
+                    errno.EMFILE,
+                    f"{self._descriptors} files are on their way in, as many as may be open; "
+                    "raise the limit of open files (ulimit -n)",
+                )
+            self._descriptors += 1
+
+    def give_descriptor(self) -> None:
+        with self.settling.room:
+            self._descriptors -= 1
 
     def remove(self, temporary: str, perhaps_named: bool) -> None:
         """Remove a temporary file, unless a pending row names it. Never raises."""
@@ -288,12 +313,17 @@ class FileIncoming:
                 self._target.tree.check(self._item.unique_id)
             except Obstructed as obstacle:
                 raise self._refused(str(obstacle)) from obstacle
-            descriptor = os.open(
-                self._temporary,
-                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                0o600,
-                dir_fd=self._target.incoming,
-            )
+            self._target.take_descriptor()
+            try:
+                descriptor = os.open(
+                    self._temporary,
+                    os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                    0o600,
+                    dir_fd=self._target.incoming,
+                )
+            except OSError:
+                self._target.give_descriptor()
+                raise
             self._inode = Inode(
                 descriptor,
                 lambda size: self._target.admit(self._item, size),
@@ -322,6 +352,7 @@ class FileIncoming:
         if not self._dropped and self._inode is not None:
             with suppress(OSError):  # What close could tell concerns bytes nobody wants.
                 self._inode.close()
+            self._target.give_descriptor()
             self._target.remove(self._temporary, self._perhaps_named)
         self._dropped = True
 
@@ -337,6 +368,8 @@ def _explain(root: str, error: OSError) -> str:
             remedy = "something that is no directory stands there; choose another root"
         case errno.ENOSPC | errno.EDQUOT:
             remedy = "make room on its file system, or choose another root"
+        case errno.EBUSY:
+            remedy = "another process holds the catalogue's lock: end it if it is frozen, or wait"
         case _:
             remedy = "mend the file system, or choose another root"
     return f"cannot use the root {root}: {error.strerror or error}: {remedy}"

@@ -113,7 +113,7 @@ class HandlerIncoming:
         )
         try:
             await self._target.handler(received)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
+        except (Exception, asyncio.CancelledError) as error:
             # The handler is not ours: anything may come, also the cancellation of a task that
             # it awaits, which is not our own.
             task = asyncio.current_task()
