@@ -21,7 +21,7 @@ from watched import Measurement, Watched, watched
 
 HERE = Path(__file__).parent
 FETCH_BYTES = 4 * MIB
-"""Of each partition: aiokafka drains fastest with this (smaller and larger ones are slower)."""
+"""Of each partition. With 2 MiB aiokafka drains as fast, with 1 and with 8 more slowly."""
 TIMEOUT = 600.0
 """Seconds after which a side counts as stuck."""
 
