@@ -59,9 +59,7 @@ def misfit(bookmark: Bookmark, splits: Bounds, results: Bounds) -> str | None:
     return None
 
 
-def accepting_loss(
-    bookmark: Bookmark, splits: Bounds, results: Bounds, horizon: int
-) -> Bookmark:
+def accepting_loss(bookmark: Bookmark, splits: Bounds, results: Bounds, horizon: int) -> Bookmark:
     """The nearest bookmark that fits: from the log's start where the log no longer reaches."""
     if max(bookmark.watermark, bookmark.told) > splits[1]:
         return made_anew(splits, results, horizon)
