@@ -319,15 +319,14 @@ async def test_an_error_while_taking_is_followed_by_another_try(place: Place, st
 # ---- back-pressure
 
 
-async def test_a_partition_that_cannot_write_pauses_itself_and_no_other(place: Place) -> None:
+async def test_a_partition_that_cannot_write_stops_itself_and_no_other(place: Place) -> None:
     flow = Flow(MINIMUM_SHARE)
     big = b"x" * (MINIMUM_SHARE + 1)
     place.kafka.send(file(1, 0, big, total=len(big)))
     place.file.plan = lambda incoming: incoming.free.clear()
     stuck = place.own(flow=flow)
-    await until(lambda: stuck.partition.gauge.paused)
+    await until(lambda: stuck.partition.gauge.full)
     assert not stuck.partition.ready
-    await until(lambda: stuck.member.paused == {0})
     place.kafka.send(file(2, total=0))
     place.kafka.send(split(3, 0, b"quick", total=5), partition=1)
     place.own(flow=flow, number=1)
@@ -738,4 +737,5 @@ def test_faults_change_neither_outcomes_nor_their_number(
             published = found.root / result.unique_id
             assert published.exists() == result.success
             if result.success:
-                assert published.read_bytes() == DATA
+                # Other bytes where nothing else was sent contradict nothing: they are the item.
+                assert published.read_bytes() == (expected.root / result.unique_id).read_bytes()

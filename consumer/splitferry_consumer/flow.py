@@ -1,7 +1,8 @@
 """Back-pressure: bytes that were read and not yet written, with a high and a low mark.
 
-Each partition has its own share of the whole, so that one whose disk does not answer stops
-itself and no other. Between the marks nothing changes, or every record would pause and resume.
+Each partition that is busy has its share of the whole, so that one whose disk does not answer
+stops itself and no other, and one that is alone has all. Between the marks nothing changes:
+what is left to write at the low mark keeps the disk busy until the next records are there.
 """
 
 from __future__ import annotations
@@ -11,20 +12,17 @@ MINIMUM_SHARE = 4 * 1024 * 1024
 
 
 class Flow:
-    """The shares of all partitions of one process. Knows nothing of Kafka: see `Service`."""
+    """The shares of all partitions of one process. Knows nothing of Kafka: see `Membership`."""
 
     def __init__(self, high: int) -> None:
         self._high = high
-        self._partitions = 1
-
-    def divide(self, partitions: int) -> None:
-        """There are now so many partitions to share among."""
-        self._partitions = max(1, partitions)
+        self.busy = 0
+        """Partitions with bytes in flight."""
 
     @property
     def high(self) -> int:
-        """Bytes in flight at which a partition is paused."""
-        return max(self._high // self._partitions, MINIMUM_SHARE)
+        """Bytes in flight at which a busy partition is read no further."""
+        return max(self._high // max(1, self.busy), MINIMUM_SHARE)
 
     @property
     def low(self) -> int:
@@ -38,15 +36,16 @@ class Gauge:
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self.bytes = 0
-        self.paused = False
+        self.full = False
 
     def add(self, size: int) -> None:
         """`size` bytes more are held in memory; negative when they are let go."""
-        self.bytes += size
+        before, self.bytes = self.bytes, self.bytes + size
+        self._flow.busy += (self.bytes > 0) - (before > 0)
         if self.bytes >= self._flow.high:
-            self.paused = True
+            self.full = True
         elif self.bytes <= self._flow.low:
-            self.paused = False
+            self.full = False
 
     def __repr__(self) -> str:
-        return f"<Gauge {self.bytes} of {self._flow.high} bytes{' paused' * self.paused}>"
+        return f"<Gauge {self.bytes} of {self._flow.high} bytes{' full' * self.full}>"

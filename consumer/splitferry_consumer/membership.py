@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from .flow import Flow
 from .partition import Partition
 from .transport import Transport, TransportError
 
@@ -21,8 +20,8 @@ log = structlog.get_logger(__name__)
 
 POLL_WAIT = 0.2
 """Seconds that a poll waits for records."""
-PAUSED_WAIT = 0.01
-"""The same while a partition is paused: how late it may be noticed that it can go on."""
+FULL_WAIT = 0.01
+"""The same while a partition is full: how late it may be noticed that it can go on."""
 FAILED_POLL_WAIT = 1.0
 STALLED = 20.0
 """Seconds of failing polls, or of silence about a partition that is asked for."""
@@ -37,12 +36,9 @@ class Membership:
     open_partition: makes the partition of a number; it takes itself.
     """
 
-    def __init__(
-        self, transport: Transport, open_partition: Callable[[int], Partition], flow: Flow
-    ) -> None:
+    def __init__(self, transport: Transport, open_partition: Callable[[int], Partition]) -> None:
         self._transport = transport
         self._open_partition = open_partition
-        self._flow = flow
         self._ending = False
         self._failing_since: float | None = None
         self._wanted_since: dict[int, float] = {}
@@ -78,7 +74,6 @@ class Membership:
         log.info("partitions assigned", partitions=sorted(partitions))
         for number in partitions:
             self.partitions[number] = self._open_partition(number)
-        self._flow.divide(len(self.partitions))
 
     async def _lost(self, partitions: Collection[int]) -> None:
         if partitions:
@@ -88,14 +83,17 @@ class Membership:
         await asyncio.gather(*(partition.lose() for partition in held))
 
     async def _poll(self) -> None:
-        """Feed the partitions once. What cannot take records now is paused, never forgotten."""
+        """Feed the partitions once.
+
+        One that can take no records now is not asked for, and not paused either: its next
+        records wait in the client, at most one response of them. A paused partition would be
+        left out of the fetch, and then wait for the long poll of the others to end.
+        """
         wanted = [number for number, partition in self.partitions.items() if partition.ready]
-        for number in self.partitions:
-            (self._transport.resume if number in wanted else self._transport.pause)(number)
         self._watch(wanted)
         all_wanted = len(wanted) == len(self.partitions)
         try:
-            batches = await self._transport.poll(wanted, POLL_WAIT if all_wanted else PAUSED_WAIT)
+            batches = await self._transport.poll(wanted, POLL_WAIT if all_wanted else FULL_WAIT)
         except TransportError as error:
             # Nothing is awaited between the failed poll and this: no partition may believe in
             # a position whose records were lost with the exception.

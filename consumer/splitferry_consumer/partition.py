@@ -132,7 +132,7 @@ class Partition:
         # Before P is reached nothing is published, so waiting for it would be for ever.
         full = ledger.may_publish and ledger.unsettled >= UNSETTLED_MAX
         full = full or ledger.held_bytes >= HELD_MAX
-        return not (self.gauge.paused or full)
+        return not (self.gauge.full or full)
 
     @property
     def drained(self) -> bool:

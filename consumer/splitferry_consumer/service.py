@@ -224,7 +224,7 @@ class Service:
             workshop = Workshop(threads, Gauge(self._flow), settings.write_timeout)
             return Partition(number, rules, transport, targets, workshop, self._in_background)
 
-        return Membership(transport, open_partition, self._flow)
+        return Membership(transport, open_partition)
 
     async def _feed(self, membership: Membership) -> None:
         await membership.join()
