@@ -299,6 +299,12 @@ async def test_a_rebalance_that_crosses_the_stop_leaves_nothing_running(
 # ---- what does not allow a start
 
 
+@pytest.mark.parametrize("group", ["", "x" * 257])
+async def test_a_group_that_no_result_could_name_is_refused(settings: Settings, group: str) -> None:
+    with pytest.raises(StartError, match="1 to 256 bytes"):
+        await Service(replace(settings, group=group)).run()
+
+
 async def test_a_group_that_cannot_be_joined_is_told_in_one_line(
     consumer: Consumer, kafka: Kafka
 ) -> None:

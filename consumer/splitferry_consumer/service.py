@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from splitferry_protocol.connection import ConnectionSettings
-from splitferry_protocol.records import Block
+from splitferry_protocol.records import GROUP_MAX, Block
 
 from .flow import Flow, Gauge
 from .group import Workshop
@@ -113,6 +113,8 @@ class Service:
                 that names the remedy.
         """
         settings = self._settings
+        if not 1 <= len(settings.group.encode()) <= GROUP_MAX:
+            raise StartError(f"the group's name must have 1 to {GROUP_MAX} bytes: choose another")
         options = await asyncio.to_thread(settings.connection.client_options)
         await check_topics(
             options, settings.splits_topic, settings.results_topic, settings.dead_letters_topic
