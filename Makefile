@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 help:
 	@echo 'make demo [ARGS="PATH…"]   send files through a real Kafka, receive and compare them'
 	@echo 'make test [ARGS="…"]       linters, types, all tests (ARGS go to pytest)'
-	@echo 'make bench [ARGS="…"]      measure the receiving side'
+	@echo 'make bench                 measure the receiving side'
 	@echo 'make clean                 remove the virtual environment and caches'
 
 demo: $(VENV)/.installed
@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(ARGS)
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/receive.py $(ARGS)
+	$(BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

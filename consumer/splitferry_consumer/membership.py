@@ -91,9 +91,9 @@ class Membership:
         """
         wanted = [number for number, partition in self.partitions.items() if partition.ready]
         self._watch(wanted)
-        all_wanted = len(wanted) == len(self.partitions)
+        full = any(partition.gauge.full for partition in self.partitions.values())
         try:
-            batches = await self._transport.poll(wanted, POLL_WAIT if all_wanted else FULL_WAIT)
+            batches = await self._transport.poll(wanted, FULL_WAIT if full else POLL_WAIT)
         except TransportError as error:
             # Nothing is awaited between the failed poll and this: no partition may believe in
             # a position whose records were lost with the exception.
