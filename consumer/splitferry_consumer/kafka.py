@@ -297,7 +297,7 @@ class AiokafkaTransport:
             async with asyncio.timeout(REQUEST_BOUND):
                 await producer.start()  # asks for the epoch, which fences the previous owner
         except BaseException as error:
-            await _bounded(producer.stop())
+            await _stop(producer)
             if isinstance(error, KafkaError | TimeoutError):
                 raise TransportError(f"no transactional producer: {_reason(error)}") from error
             raise
@@ -426,7 +426,7 @@ class AiokafkaWriter:
         return future
 
     async def close(self) -> None:
-        await _bounded(self._producer.stop())
+        await _stop(self._producer)
 
 
 class _Listener(ConsumerRebalanceListener):
@@ -456,6 +456,12 @@ def _refuse(sent: Sequence[Any]) -> None:
         raise (causes or failures)[0]
     if too_large:
         raise TooLarge(too_large)
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    """`stop` ends with the error of a fenced producer, and leaves its connections open then."""
+    await _bounded(producer.stop())
+    await _bounded(producer.client.close())
 
 
 async def _bounded(stopping: Any) -> None:
