@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
 import tomllib
@@ -21,7 +22,14 @@ PACKAGES = {room: ROOT / room / f"splitferry_{room}" for room in ROOMS}
 
 def imported(file: Path) -> Iterator[str]:
     """The full names of what `file` imports from other packages."""
-    for node in ast.walk(ast.parse(file.read_bytes(), file)):
+    # Some releases of Python 3.11 take a finalizer that runs meanwhile, and parses something
+    # itself, for a fault of their own (SystemError: recursion depth mismatch).
+    gc.disable()
+    try:
+        tree = ast.parse(file.read_bytes(), file)
+    finally:
+        gc.enable()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
