@@ -131,8 +131,11 @@ async def test_cancelled_at_any_turn_others_go_on(
 
 
 PROGRAM = """
-import asyncio, pathlib, sys
+import asyncio, pathlib, signal, sys
 from splitferry_producer import ConnectionSettings, Producer, StreamSource
+
+# A shell starts what goes on in the background with SIGINT ignored, and tests inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def main():
     servers, splits, results, state = sys.argv[1:]
