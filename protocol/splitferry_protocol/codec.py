@@ -1,6 +1,6 @@
 """Records to bytes and back (WIRE, "Values"). No I/O, and payloads are never copied on the way in.
 
-The way of a value: `_read_header` finds the header's end and unpacks it, `_tie` says which
+The way of a value: `read_header` finds the header's end and unpacks it, `_tie` says which
 request it speaks for, and one small function per kind builds the record, which `check` then
 holds against the contract.
 """
@@ -34,6 +34,7 @@ from .validation import TARGETS, check
 
 __all__ = [
     "InvalidRecord",
+    "NewerVersion",
     "crc_header",
     "decode_outcome",
     "decode_record",
@@ -42,6 +43,7 @@ __all__ = [
     "encode_result",
     "encode_split",
     "error_from_wire",
+    "read_header",
 ]
 
 _Header = dict[str, Any]
@@ -93,6 +95,10 @@ class InvalidRecord(Exception):
         if self.damaged and self.index is not None:
             return SplitTaskFailed(self.request, self.index, self.message)
         return BatchTransferError(self.request, self.message)
+
+
+class NewerVersion(InvalidRecord):
+    """A record of a later version of the contract: what it says is not known here."""
 
 
 def encode_split(split: Split) -> bytes:
@@ -226,7 +232,7 @@ def _decode(
     """Read and check one record. A `problem` known before still lets it be tied to its request."""
     request = index = None
     try:
-        header, end = _read_header(value)
+        header, end = read_header(value)
         request, kind = _tie(key, header, kinds)
         if kind == "split" and type(given := header.get("index")) is int and 0 <= given <= U64_MAX:
             index = given
@@ -234,6 +240,9 @@ def _decode(
             record = kinds[kind](request, header, memoryview(value)[end:])
             check(record)
             return record
+    except NewerVersion:
+        if problem is None:
+            raise
     except KeyError as missing:
         problem = problem or f"the header has no {missing}"
     except ValueError as cause:
@@ -241,8 +250,12 @@ def _decode(
     raise InvalidRecord(problem, request, index, damaged)
 
 
-def _read_header(value: bytes) -> tuple[_Header, int]:
-    """Unpack the header and find its end. Raises ValueError."""
+def read_header(value: bytes) -> tuple[_Header, int]:
+    """Unpack a value's header, whatever it says, and find its end in bytes.
+
+    Raises:
+        ValueError: it is not one map within the rules for headers.
+    """
     unpacker = msgpack.Unpacker(max_buffer_size=HEADER_MAX)
     unpacker.feed(value[:HEADER_MAX])
     try:
@@ -281,10 +294,13 @@ def _map(pairs: list[tuple[Any, Any]]) -> _Header:
 
 
 def _deeper_than(levels: int, container: Any) -> bool:
-    inside = container.values() if type(container) is dict else container
-    return levels == 0 or any(
-        _deeper_than(levels - 1, inner) for inner in inside if type(inner) in {dict, list}
-    )
+    if levels == 0:
+        return True
+    for inner in container.values() if type(container) is dict else container:
+        kind = type(inner)
+        if (kind is dict or kind is list) and _deeper_than(levels - 1, inner):
+            return True
+    return False
 
 
 def _tie(key: bytes | None, header: _Header, kinds: Mapping[str, Any]) -> tuple[RequestId, str]:
@@ -292,7 +308,9 @@ def _tie(key: bytes | None, header: _Header, kinds: Mapping[str, Any]) -> tuple[
     of_key = RequestId.from_key(key)
     version, kind = header["v"], header["kind"]
     if type(version) is not int or version != VERSION:
-        raise ValueError(f"v: {reprlib.repr(version)} is not a version known here ({VERSION})")
+        unknown = f"v: {reprlib.repr(version)} is not a version known here ({VERSION})"
+        later = type(version) is int and version > VERSION
+        raise NewerVersion(unknown) if later else ValueError(unknown)
     if type(kind) is not str or kind not in kinds:
         raise ValueError(f"kind: {reprlib.repr(kind)} does not belong on this topic")
     request = RequestId.from_wire(header["request"])

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_SASL_AUTHENTICATE = 36
+"""Kafka's number of the request that carries the password."""
+
+
+class Secret(str):
+    """A text that shows itself to nobody: not printed, not in a `repr`, not in the locals of a
+    traceback. Only what works on its characters (`encode`, `join`, `json.dumps`) gets them."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Secret:
+        # One of a secret would be one of the stars.
+        return text if isinstance(text, Secret) else super().__new__(cls, text)
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __format__(self, specification: str) -> str:
+        return format("***", specification)
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Secret:
+        # Who shortens a long text before it is shown, as tracebacks with locals do.
+        return Secret(super().__getitem__(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +43,11 @@ class ConnectionSettings:
 
     Attributes:
         bootstrap_servers: HOST:PORT, several separated by commas.
-        sasl_password: the password itself; it is never shown by `repr`.
-        ssl_cafile, ssl_certfile, ssl_keyfile: PEM files; without a `ssl_cafile` the system's
-            authorities are trusted. The broker's host name is always checked.
+        sasl_password: the password itself; kept as a `Secret`.
+        ssl_cafile: certificates to trust (PEM); None: the system's authorities. The broker's host
+            name is always checked.
+        ssl_certfile: own certificate (PEM).
+        ssl_keyfile: its key (PEM), not under a passphrase.
 
     Raises:
         ValueError: the settings contradict each other; the message names the remedy.
@@ -34,6 +63,8 @@ class ConnectionSettings:
     ssl_keyfile: str | None = None
 
     def __post_init__(self) -> None:
+        if self.sasl_password is not None:
+            object.__setattr__(self, "sasl_password", Secret(self.sasl_password))
         if not self.bootstrap_servers.strip(", "):
             raise ValueError("bootstrap_servers is empty: name at least one HOST:PORT")
         if self.security_protocol not in SECURITY_PROTOCOLS:
@@ -85,6 +116,8 @@ class ConnectionSettings:
             "security_protocol": self.security_protocol,
         }
         if self.uses_sasl:
+            # Here, because every client begins here, a library's as well as the command's.
+            logging.getLogger("aiokafka.conn").addFilter(_hide_login)
             options |= {
                 "sasl_mechanism": self.sasl_mechanism,
                 "sasl_plain_username": self.sasl_username,
@@ -97,6 +130,16 @@ class ConnectionSettings:
                 context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password=_no_password)
             options["ssl_context"] = context
         return options
+
+
+def _hide_login(record: logging.LogRecord) -> bool:
+    """Log filter: aiokafka's debug messages show each request whole, the login's too."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            type(arg).__name__ if getattr(arg, "API_KEY", None) == _SASL_AUTHENTICATE else arg
+            for arg in record.args
+        )
+    return True
 
 
 def _no_password() -> str:

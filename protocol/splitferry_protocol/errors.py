@@ -21,7 +21,8 @@ class WsDataError(Exception):
     Attributes:
         code: the name in the contract.
         request_id: the request spoken of, where the error has one.
-        partition, offset: the record that gave rise to it, where one did.
+        partition: of the record that gave rise to it, where one did.
+        offset: of that record.
     """
 
     code: str = "WsDataError"
@@ -54,7 +55,11 @@ class WsDataError(Exception):
 
 
 class BatchTransferFailed(WsDataError):
-    """The request as a whole fails."""
+    """The request as a whole fails.
+
+    Attributes:
+        reason: why, for people.
+    """
 
     code = "BatchTransferFailed"
 
@@ -81,7 +86,11 @@ class BatchTransferNotFound(WsDataError):
 
 
 class BatchTransferError(WsDataError):
-    """A readable record of the request breaks the contract."""
+    """A readable record of the request breaks the contract.
+
+    Attributes:
+        msg: how, for people.
+    """
 
     code = "BatchTransferError"
 
@@ -108,7 +117,11 @@ class WriteDataFailed(WsDataError):
 
 
 class SplitTaskFailed(WsDataError):
-    """One split is damaged or lies outside the item."""
+    """One split is damaged or lies outside the item.
+
+    Attributes:
+        idx: its index.
+    """
 
     code = "SplitTaskFailed"
 
@@ -122,7 +135,12 @@ class SplitTaskFailed(WsDataError):
 
 
 class VersionMismatch(WsDataError):
-    """Splits of one request differ in version, or the target holds this version or a newer one."""
+    """Splits of one request differ in version, or the target holds this version or a newer one.
+
+    Attributes:
+        expected: the first split's version, or the least that the target would take.
+        actual: the version that came.
+    """
 
     code = "VersionMismatch"
 

@@ -11,10 +11,16 @@ U64_MAX = 2**64 - 1
 
 _DECIMAL = r"(0|[1-9][0-9]{0,19})"
 _KEY = re.compile(rf"{_DECIMAL}-{_DECIMAL}", re.ASCII)
+_KEY_MAX = len(f"{U32_MAX}-{U64_MAX}")
 
 
 class RequestId(NamedTuple):
-    """A request: the node that sent it (u32) and the node's own counter (u64)."""
+    """A request.
+
+    Attributes:
+        node_id: the node that sent it (u32).
+        sequence: the node's own counter (u64), never used twice.
+    """
 
     node_id: int
     sequence: int
@@ -50,6 +56,9 @@ class RequestId(NamedTuple):
         """Read a Kafka key. Raises ValueError as `parse` does."""
         if key is None:
             raise ValueError("the record has no key; its key must be the request id")
+        # Kafka takes keys as large as records: one must not be quoted in what is told of it.
+        if len(key) > _KEY_MAX:
+            raise ValueError(f"the record's key has {len(key)} bytes, a request id {_KEY_MAX}")
         try:
             text = key.decode("ascii")
         except UnicodeDecodeError:

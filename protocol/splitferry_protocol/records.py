@@ -43,19 +43,37 @@ class Block(StrEnum):
     """Where an item goes: to a file below the consumer's root, or to memory."""
 
     FILE = "file"
+    """Below the consumer's root."""
     MEM = "mem"
+    """A named shared-memory segment, or the consumer's handler."""
 
 
 class Status(StrEnum):
+    """What became of a request."""
+
     COMPLETED = "completed"
+    """The item is whole, and durable at its target."""
     FAILED = "failed"
+    """The result's `error` says why."""
     ABORTED = "aborted"
+    """Its producer or an operator ended it."""
     EXPIRED = "expired"
+    """No split added bytes for the consumer's idle time-out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One part of an item. `payload` may be a view into the record's value."""
+    """One part of an item (WIRE, "split").
+
+    Attributes:
+        index: number of the split in the request, from 0.
+        offset: where in the item the payload's first byte belongs.
+        total: bytes of the whole item; None while the producer does not know it.
+        payload: its bytes; may be a view into the record's value.
+        sha256: digest of the whole item, 32 bytes.
+        reply: correlation token, 1 to 256 bytes.
+        labels: handed through to the result.
+    """
 
     request: RequestId
     unique_id: str
@@ -77,12 +95,25 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
+    """A producer or an operator ends the request (WIRE, "abort").
+
+    Attributes:
+        reason: up to 1 KiB.
+    """
+
     request: RequestId
     reason: str
 
 
 class Input(NamedTuple):
-    """Where in the log a request lies: offsets of its first record and of the one it ended at."""
+    """Where in the log a request lies.
+
+    Attributes:
+        topic: the splits topic.
+        partition: its partition.
+        first: offset of the request's first split.
+        last: offset of the record that it ended at.
+    """
 
     topic: str
     partition: int
@@ -92,7 +123,23 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The one word on a request. `error` is the `error` map's exception form, or None."""
+    """The one word on a request (WIRE, "result").
+
+    Attributes:
+        labels: as the splits gave them.
+        group: the consumer group that speaks.
+        error: why it is not completed, as the exception of that code; it is not raised.
+        size: bytes of the item.
+        sha256: digest of what was written, 32 bytes.
+        target: `path`, relative to the consumer's root, or `shm`, the name of a shared-memory
+            segment, with its `host`; None where a handler took the item, or nothing is there.
+        splits: records that added bytes.
+        duplicates: records that added none.
+        input: where in the splits topic the request lies.
+        reply: the newest correlation token that was seen before the end.
+        repeat: whether it is told once more, to a later token.
+        finished_at: Unix time in ms.
+    """
 
     request: RequestId
     unique_id: str
@@ -119,7 +166,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Told to the holder of an older `reply`: its splits were received."""
+    """Told to the holder of an older `reply`: its splits were received.
+
+    Attributes:
+        group: the consumer group that speaks.
+        index: of the split that brought a newer token.
+        reply: the older token.
+    """
 
     request: RequestId
     group: str
