@@ -1,6 +1,7 @@
-"""The sending side: `Producer` and the sources of what it sends."""
+"""The sending side: `Producer`, the sources of what it sends, and `ResultFeed`."""
 
 from splitferry_protocol.connection import ConnectionSettings
+from splitferry_protocol.records import Result, Status
 
 from .errors import (
     DeliveryFailed,
@@ -20,6 +21,7 @@ from .errors import (
 )
 from .folder import FolderFile, Listing, list_folder
 from .producer import Producer, Sent
+from .results import ResultFeed
 from .sources import DataItemSource, FileSource, MemorySource, StreamSource
 
 __all__ = [
@@ -37,11 +39,14 @@ __all__ = [
     "NoBroker",
     "Producer",
     "ProducerError",
+    "Result",
+    "ResultFeed",
     "Sent",
     "SourceChanged",
     "SourceError",
     "SplitTooLarge",
     "StateError",
+    "Status",
     "StreamSource",
     "TimedOut",
     "TooFewPartitions",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,9 +10,12 @@ from typing import Any
 
 from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.conn import create_conn
 from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
+
+from splitferry_protocol.reach import why_unreachable
+from splitferry_protocol.rights import Right
 
 from .errors import (
     DeliveryFailed,
@@ -27,6 +28,8 @@ from .errors import (
 
 START_TIMEOUT = 30.0
 """Seconds to connect and to be told about topics."""
+ATTEMPT_TIMEOUT = 5.0
+"""Seconds for another try at a server, to learn what is wrong with it."""
 _TOPIC = 2  # the resource type in DescribeConfigs
 
 
@@ -38,16 +41,18 @@ class TopicFacts:
     max_message_bytes: int | None
 
 
-async def inspect(options: Mapping[str, Any], topic: str) -> TopicFacts:
+async def inspect(options: Mapping[str, Any], wanted: Right) -> TopicFacts:
     """Ask about a topic, without ever creating it.
 
     Args:
         options: of `ConnectionSettings.client_options`.
+        wanted: what is to be done with the topic. That includes the right to ask.
 
     Raises:
         NoBroker, LoginRefused, UnknownTopic, MissingRights
     """
-    async with explained(options, "Describe", topic), asyncio.timeout(START_TIMEOUT):
+    topic = wanted.name
+    async with explained(options, wanted), asyncio.timeout(START_TIMEOUT):
         client = AIOKafkaClient(**options)
         try:
             await client.bootstrap()
@@ -67,8 +72,8 @@ async def inspect(options: Mapping[str, Any], topic: str) -> TopicFacts:
 
 
 @asynccontextmanager
-async def explained(options: Mapping[str, Any], right: str, topic: str) -> AsyncIterator[None]:
-    """Turn errors of the block into ProducerError. `right`: what it does, on which topic."""
+async def explained(options: Mapping[str, Any], wanted: Right) -> AsyncIterator[None]:
+    """Turn errors of the block into ProducerError. `wanted`: what it does, on which topic."""
     servers = options["bootstrap_servers"]
     try:
         yield
@@ -79,45 +84,39 @@ async def explained(options: Mapping[str, Any], right: str, topic: str) -> Async
             f"no broker of {servers} answered in time: check the address, and that it is up"
         ) from error
     except kafka.KafkaError as error:
-        raise explain(error, servers, right, topic) from error
+        raise explain(error, servers, wanted) from error
 
 
 async def _diagnosed(options: Mapping[str, Any]) -> ProducerError:
     """Why none of the bootstrap servers could be used; aiokafka only logs it."""
-    servers = options["bootstrap_servers"]
-    causes = []
-    for host, port, _ in collect_hosts(servers):
-        try:
-            settings = {k: v for k, v in options.items() if k != "bootstrap_servers"}
-            connection = await create_conn(host, port, request_timeout_ms=5000, **settings)
-        except ssl.SSLError as error:
-            causes.append(f"TLS: {error.reason or error}")
-        except OSError as error:
-            known = error.errno is not None and error.errno > 0  # asyncio rewrites strerror
-            causes.append(os.strerror(error.errno or 0) if known else error.strerror or str(error))
-        except kafka.KafkaError as error:
-            told = explain(error, servers, "Describe", "")
-            if isinstance(told, LoginRefused):
-                return told
-            causes.append(str(error) or type(error).__name__)
-        else:
-            connection.close()
-            causes.append("it took the connection but does not speak Kafka as it should")
-    return NoBroker(
-        f"no Kafka broker answers at {servers} ({'; '.join(dict.fromkeys(causes))}): "
-        "start one, or name yours in bootstrap_servers"
-    )
+    settings = {k: v for k, v in options.items() if k != "bootstrap_servers"}
+
+    async def attempt(host: str, port: int) -> None:
+        async with asyncio.timeout(ATTEMPT_TIMEOUT):
+            connection = await create_conn(host, port, **settings)
+            try:
+                await connection.send(MetadataRequest([]))
+            finally:
+                await connection.close()
+
+    message, login = await why_unreachable(options, attempt)
+    return LoginRefused(message) if login else NoBroker(message)
 
 
-def explain(error: BaseException | None, servers: str, right: str, topic: str) -> ProducerError:
-    """The typed error for one of aiokafka's; `right` is what was done, on which topic."""
+def explain(error: BaseException | None, servers: str, wanted: Right) -> ProducerError:
+    """The typed error for one of aiokafka's; `wanted` is what was done, on which topic."""
+    topic = wanted.name
     match error:
         case ProducerError():
             return error
         case kafka.TopicAuthorizationFailedError():
-            return MissingRights(right, f"topic {topic}")
+            return MissingRights(wanted)
         case kafka.ClusterAuthorizationFailedError():
-            return MissingRights("IdempotentWrite", "the cluster")
+            # Who may write to a topic may do so idempotently, and who may not is told that the
+            # cluster refuses it.
+            return MissingRights(
+                wanted, "; a broker before Kafka 2.8 wants IdempotentWrite on cluster, too"
+            )
         case kafka.UnknownTopicOrPartitionError() | kafka.InvalidTopicError():
             return UnknownTopic(topic)
         case (

@@ -6,6 +6,7 @@ What becomes of a request at the consumer is told by its result, not by these.
 from __future__ import annotations
 
 from splitferry_protocol.ids import RequestId
+from splitferry_protocol.rights import Right
 
 
 class ProducerError(Exception):
@@ -29,11 +30,15 @@ class LoginRefused(ProducerError):
 
 
 class UnknownTopic(ProducerError):
-    """Attributes: `topic`."""
+    """The topic does not exist.
+
+    Attributes:
+        topic: its name.
+    """
 
     def __init__(self, topic: str) -> None:
         super().__init__(
-            f"topic {topic} does not exist: create it with 'splitferry topics create', "
+            f"topic {topic} does not exist: create it with `splitferry topics create`, "
             "or give the name of yours"
         )
         self.topic = topic
@@ -44,14 +49,15 @@ class TooFewPartitions(ProducerError):
 
 
 class MissingRights(ProducerError):
-    """Attributes: `right`, the ACL operation that is missing, and `resource`, what it is on."""
+    """The brokers do not allow this user what it takes.
 
-    def __init__(self, right: str, resource: str) -> None:
-        super().__init__(
-            f"the broker does not allow {right} on {resource}: grant that right to this user"
-        )
+    Attributes:
+        right: what is missing; the message has the command that grants it.
+    """
+
+    def __init__(self, right: Right, note: str = "") -> None:
+        super().__init__(right.missing + note)
         self.right = right
-        self.resource = resource
 
 
 class DeliveryFailed(ProducerError):
@@ -67,7 +73,12 @@ class ItemTooLarge(ProducerError):
 
 
 class TimedOut(ProducerError, TimeoutError):
-    """No result in time; an abort record was sent. Attributes: `request`, `timeout` (s)."""
+    """No result in time; an abort record was sent.
+
+    Attributes:
+        request: the request that was aborted.
+        timeout: s that were waited.
+    """
 
     def __init__(self, request: RequestId, timeout: float) -> None:
         super().__init__(
@@ -79,7 +90,11 @@ class TimedOut(ProducerError, TimeoutError):
 
 
 class SourceError(ProducerError):
-    """The item cannot be read. Attributes: `name`."""
+    """The item cannot be read.
+
+    Attributes:
+        name: what the source calls it.
+    """
 
     def __init__(self, name: str, cause: str) -> None:
         super().__init__(f"{name} {cause}")

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, overload
 
 import structlog
 
+from splitferry_protocol.allocation import keep_freed_memory
 from splitferry_protocol.codec import encode_abort, encode_split
 from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.partitioning import partition_for
 from splitferry_protocol.paths import path_problem
 from splitferry_protocol.records import REASON_MAX, Abort, Accepted, Block, Result, Split
+from splitferry_protocol.rights import TOPIC, Right
 
 from .cluster import inspect
 from .errors import InvalidItem, ProducerError, TimedOut, TooFewPartitions
@@ -44,7 +46,13 @@ _ABORT_TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request all of whose splits the broker has; its result was not waited for."""
+    """A request all of whose splits the broker has; its result was not waited for.
+
+    Attributes:
+        partition: of the splits topic; its result comes in the same one of the results topic.
+        size: bytes.
+        sha256: digest of the item, 32 bytes.
+    """
 
     request: RequestId
     partition: int
@@ -93,11 +101,11 @@ class Producer:
         split_size: bytes of every split's payload; None: 512 KiB, more for large items, as far
             as the topic takes it.
         group: the consumer group whose results count; None: the first result that comes.
-        memory: bytes that all requests together may hold between source and confirmation, at
-            most 64 MiB. A stream holds one split more.
+        memory: bytes that all requests together may hold between source and confirmation: 32 MiB
+            unless told, at most 64 MiB. A stream holds one split more.
         state_dir: where sequences are kept; None: the user's state directory.
         stall_timeout: s without any confirmation by the broker, while some are due, after which
-            the requests that wait for them fail with NoBroker.
+            the requests that wait for them fail with NoBroker; 120 unless told.
         on_accepted: told each accepted event of a request that waits for its result.
 
     Attributes:
@@ -146,11 +154,12 @@ class Producer:
         return f"<Producer to {self._splits_topic}, {self._sequences!r}, {self._budget!r}>"
 
     async def __aenter__(self) -> Producer:
+        keep_freed_memory()
         try:
             self._options = await asyncio.to_thread(self._connection.client_options)
         except OSError as error:
             raise ProducerError(f"the certificate files cannot be used: {error}") from error
-        facts = await inspect(self._options, self._splits_topic)
+        facts = await inspect(self._options, Right("Write", TOPIC, self._splits_topic))
         if facts.max_message_bytes is None:
             _log.info("not told the topic's max.message.bytes: assuming Kafka's default")
         else:
@@ -190,6 +199,48 @@ class Producer:
             await asyncio.wait([task])
             if not task.cancelled() and task.exception() is None:
                 await task.result().close()
+
+    @overload
+    async def send(
+        self,
+        source: DataItemSource,
+        *,
+        unique_id: str,
+        version: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        wait: Literal[True] = True,
+        timeout: float | None = None,
+        progress: Callable[[int], None] | None = None,
+        reply: bytes | None = None,
+    ) -> Result: ...
+
+    @overload
+    async def send(
+        self,
+        source: DataItemSource,
+        *,
+        unique_id: str,
+        version: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        wait: Literal[False],
+        timeout: float | None = None,
+        progress: Callable[[int], None] | None = None,
+        reply: bytes | None = None,
+    ) -> Sent: ...
+
+    @overload
+    async def send(
+        self,
+        source: DataItemSource,
+        *,
+        unique_id: str,
+        version: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        wait: bool,
+        timeout: float | None = None,
+        progress: Callable[[int], None] | None = None,
+        reply: bytes | None = None,
+    ) -> Result | Sent: ...
 
     async def send(
         self,
@@ -422,7 +473,7 @@ class Producer:
         return await asyncio.shield(self._reader)
 
     async def _read_results(self) -> ResultReader:
-        facts = await inspect(self._options, self._results_topic)
+        facts = await inspect(self._options, Right("Read", TOPIC, self._results_topic))
         known = await (await self._connected()).partitions()
         if facts.partitions < known:
             raise TooFewPartitions(

@@ -1,21 +1,25 @@
-"""Waiting for results: one read_committed reader of the partitions that requests use."""
+"""Reading results: those that requests wait for, and all that come."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka import errors as kafka
 
 from splitferry_protocol.codec import InvalidRecord, decode_outcome
+from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Accepted, Result
+from splitferry_protocol.rights import TOPIC, Right
 
-from .cluster import START_TIMEOUT, explain, explained
+from .cluster import START_TIMEOUT, explain, explained, inspect
 from .errors import ProducerError
 
 _log = structlog.get_logger(__name__)
@@ -23,6 +27,8 @@ _log = structlog.get_logger(__name__)
 _POLL_MS = 1000
 _RETRY = 1.0
 """Seconds before reading again after an error that may pass."""
+_STOP_BOUND = 5.0
+"""Seconds that closing a reader may take."""
 
 
 class ResultReader:
@@ -45,18 +51,12 @@ class ResultReader:
     ) -> None:
         self._options = options
         self._topic = topic
+        self._wanted = Right("Read", TOPIC, topic)
         self._group = group
         self._on_accepted = on_accepted
-        self._consumer = AIOKafkaConsumer(
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            # A partition that is added has to wait until the fetch under way has ended, and a
-            # fetch without news lasts this long.
-            fetch_max_wait_ms=50,
-            **options,
-        )
+        # A partition that is added has to wait until the fetch under way has ended, and a fetch
+        # without news lasts this long.
+        self._consumer = _reader(options, fetch_max_wait_ms=50)
         self._positions: dict[TopicPartition, int] = {}
         self._waiting: dict[RequestId, asyncio.Future[Result]] = {}
         self._reading: asyncio.Task[None] | None = None
@@ -79,9 +79,7 @@ class ResultReader:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
-        with contextlib.suppress(TimeoutError, kafka.KafkaError):
-            async with asyncio.timeout(5):
-                await self._consumer.stop()
+        await _close(self._consumer)
 
     async def expect(self, request: RequestId, partition: int) -> asyncio.Future[Result]:
         """The request's result, once it comes; call it before the request opens.
@@ -97,7 +95,7 @@ class ResultReader:
             # but once one is set the request that it was set for may open: never move it.
             if where not in self._positions:
                 self._positions[where] = end
-                self._assign()
+                _assign(self._consumer, self._positions)
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read(), name="splitferry results")
             self._reading.add_done_callback(self._ended)
@@ -110,44 +108,19 @@ class ResultReader:
         self._waiting.pop(request, None)
 
     def _explained(self) -> contextlib.AbstractAsyncContextManager[None]:
-        return explained(self._options, "Read", self._topic)
-
-    def _assign(self) -> None:
-        """Read from our own positions. An assignment forgets its own, and what was prefetched."""
-        self._consumer.assign(list(self._positions))
-        for where, position in self._positions.items():
-            self._consumer.seek(where, position)
+        return explained(self._options, self._wanted)
 
     async def _read(self) -> None:
-        while True:
-            try:
-                fetched = await self._consumer.getmany(timeout_ms=_POLL_MS)
-            except kafka.KafkaError as error:
-                # It may have lost records that it had fetched for other partitions.
-                self._assign()
-                if not getattr(error, "retriable", False):
-                    told = explain(error, self._options["bootstrap_servers"], "Read", self._topic)
-                    self._fail(told)
-                    return
-                _log.warning("results cannot be read now", topic=self._topic, cause=str(error))
-                await asyncio.sleep(_RETRY)
-                continue
-            for where, records in fetched.items():
-                for record in records:
+        try:
+            while True:
+                for record in await _fetch(self._consumer, self._positions):
                     self._take(record)
-                    self._positions[where] = record.offset + 1
+        except kafka.KafkaError as error:
+            self._fail(explain(error, self._options["bootstrap_servers"], self._wanted))
 
     def _take(self, record: ConsumerRecord[bytes, bytes]) -> None:
-        try:
-            outcome = decode_outcome(record.key, record.value)
-        except InvalidRecord as error:
-            _log.warning(
-                "skipped a record of the results topic",
-                topic=record.topic,
-                partition=record.partition,
-                offset=record.offset,
-                cause=str(error),
-            )
+        outcome = _outcome(record)
+        if outcome is None:
             return
         waiting = self._waiting.get(outcome.request)
         if waiting is None or waiting.done() or self._group not in (None, outcome.group):
@@ -165,3 +138,164 @@ class ResultReader:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(error)
+
+
+class ResultFeed:
+    """Everybody's results, as they are committed: an async context manager, and an iterator.
+
+        async with ResultFeed(connection, group="archive") as feed:
+            async for result in feed:
+                ...
+
+    Each request has one result in each group; those that are told once more (WIRE, "result",
+    `repeat`) are passed over. What is committed after the block was entered is not missed. Errors
+    that may pass are waited out. Partitions that the topic gets later are left out: enter anew.
+
+    Args:
+        group: the consumer group whose results count; None: of all groups.
+        from_start: begin with the oldest result that the topic still has.
+
+    Raises:
+        ProducerError: on entering: NoBroker, LoginRefused, UnknownTopic, MissingRights. The
+            last ones while reading, too, where rights or the topic are taken away.
+    """
+
+    def __init__(
+        self,
+        connection: ConnectionSettings,
+        *,
+        results_topic: str = "splitferry.results",
+        group: str | None = None,
+        from_start: bool = False,
+    ) -> None:
+        self._connection = connection
+        self._topic = results_topic
+        self._wanted = Right("Read", TOPIC, results_topic)
+        self._group = group
+        self._from_start = from_start
+        self._options: dict[str, Any] = {}
+        self._positions: dict[TopicPartition, int] = {}
+        self._consumer: AIOKafkaConsumer | None = None
+        self._fetched: deque[ConsumerRecord[bytes, bytes]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<ResultFeed {self._topic} {self._positions}>"
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._options = await asyncio.to_thread(self._connection.client_options)
+        except OSError as error:
+            raise ProducerError(f"the certificate files cannot be used: {error}") from error
+        facts = await inspect(self._options, self._wanted)
+        wanted = [TopicPartition(self._topic, number) for number in range(facts.partitions)]
+        self._consumer = consumer = _reader(self._options)
+        try:
+            async with explained(self._options, self._wanted), asyncio.timeout(START_TIMEOUT):
+                await consumer.start()
+                if self._from_start:
+                    self._positions = await consumer.beginning_offsets(wanted)
+                else:
+                    self._positions = await consumer.end_offsets(wanted)
+        except BaseException:
+            await _close(consumer)
+            raise
+        _assign(consumer, self._positions)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._consumer is not None
+        await _close(self._consumer)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Result:
+        assert self._consumer is not None, "not entered"
+        while True:
+            while self._fetched:
+                told = _outcome(self._fetched.popleft())
+                if not isinstance(told, Result) or told.repeat:
+                    continue
+                if self._group in (None, told.group):
+                    return told
+            try:
+                self._fetched.extend(await _fetch(self._consumer, self._positions))
+            except kafka.KafkaError as error:
+                servers = self._connection.bootstrap_servers
+                raise explain(error, servers, self._wanted) from error
+
+
+def _reader(options: Mapping[str, Any], **more: Any) -> AIOKafkaConsumer:
+    return AIOKafkaConsumer(
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        **options,
+        **more,
+    )
+
+
+def _assign(consumer: AIOKafkaConsumer, positions: Mapping[TopicPartition, int]) -> None:
+    """Read from our own positions. An assignment forgets its own, and what was prefetched."""
+    consumer.assign(list(positions))
+    for where, position in positions.items():
+        consumer.seek(where, position)
+
+
+async def _fetch(
+    consumer: AIOKafkaConsumer, positions: dict[TopicPartition, int]
+) -> list[ConsumerRecord[bytes, bytes]]:
+    """The next records, if some come in time; moves `positions` behind them.
+
+    Raises:
+        KafkaError: one that does not pass by itself.
+    """
+    try:
+        fetched = await consumer.getmany(timeout_ms=_POLL_MS)
+    except kafka.KafkaError as error:
+        # It may have lost records that it had fetched for other partitions.
+        _assign(consumer, positions)
+        if not getattr(error, "retriable", False):
+            raise
+        topic = next(iter(positions)).topic
+        _log.warning("results cannot be read now", topic=topic, cause=str(error))
+        await asyncio.sleep(_RETRY)
+        return []
+    for where, records in fetched.items():
+        if records:
+            positions[where] = records[-1].offset + 1
+    return [record for records in fetched.values() for record in records]
+
+
+def _outcome(record: ConsumerRecord[bytes, bytes]) -> Result | Accepted | None:
+    """What a record of the results topic tells; None for anything else, which is logged."""
+    try:
+        return decode_outcome(record.key, record.value)
+    except InvalidRecord as error:
+        _log.warning(
+            "skipped a record of the results topic",
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            cause=str(error),
+        )
+        return None
+
+
+async def _close(consumer: AIOKafkaConsumer) -> None:
+    # In a task of its own: aiokafka cancels tasks of its own and awaits them, so that theirs may
+    # come out as if it were our cancellation, or ours may be swallowed.
+    stopping = asyncio.create_task(consumer.stop())
+    try:
+        await asyncio.wait([stopping], timeout=_STOP_BOUND)
+    finally:
+        stopping.cancel()
+    if stopping.done() and not stopping.cancelled():
+        with contextlib.suppress(kafka.KafkaError):
+            stopping.result()

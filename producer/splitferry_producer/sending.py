@@ -12,13 +12,14 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
 
 from splitferry_protocol.codec import crc_header
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import PAYLOAD_MAX
+from splitferry_protocol.rights import TOPIC, Right
 
+from .client import idempotent_producer
 from .cluster import START_TIMEOUT, explain, explained
 from .errors import DeliveryFailed, NoBroker, ProducerError
 
@@ -42,10 +43,9 @@ class Link:
     ) -> None:
         self._options = options
         self._topic = topic
+        self._wanted = Right("Write", TOPIC, topic)
         self._stall_timeout = stall_timeout
-        self._client = AIOKafkaProducer(
-            enable_idempotence=True,
-            acks="all",
+        self._client = idempotent_producer(
             linger_ms=0,
             max_batch_size=min(_BATCH, max_message_bytes),
             max_request_size=2 * PAYLOAD_MAX,  # bounds a record; the topic's bound is lower
@@ -64,7 +64,7 @@ class Link:
         """Connect. Raises ProducerError; the link is closed then."""
         try:
             async with (
-                explained(self._options, "IdempotentWrite", self._topic),
+                explained(self._options, self._wanted),
                 asyncio.timeout(START_TIMEOUT),
             ):
                 await self._client.start()
@@ -74,7 +74,7 @@ class Link:
 
     async def partitions(self) -> int:
         """How many partitions the topic has, as of the last refresh of the metadata."""
-        async with explained(self._options, "Describe", self._topic):
+        async with explained(self._options, self._wanted):
             return len(await self._client.partitions_for(self._topic))
 
     async def send(self, request: RequestId, value: bytes, partition: int) -> asyncio.Future[None]:
@@ -156,7 +156,7 @@ class Link:
             confirmed.set_result(None)
 
     def _explain(self, error: BaseException) -> ProducerError:
-        return explain(error, self._options["bootstrap_servers"], "Write", self._topic)
+        return explain(error, self._options["bootstrap_servers"], self._wanted)
 
     def _fail(self, error: ProducerError) -> ProducerError:
         """The first failure is the link's end: whatever is still due fails with it."""
