@@ -5,7 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_METADATA = re.compile(r"splitferry/1 S=(\d{1,19}) P=(\d{1,19}) H=(\d{1,19})", re.ASCII)
+VERSION = 1
+HORIZON = 250_000
+"""The default H (DESIGN), in offsets."""
+_METADATA = re.compile(
+    r"splitferry/1 S=(\d{1,19}) P=(\d{1,19}) H=(\d{1,19})(?: T=([\w-]{22}),([\w-]{22}))?", re.ASCII
+)
+_FORMAT = re.compile(r"splitferry/(\d{1,9})(?: |$)", re.ASCII)
+
+TopicIds = tuple[str, str]
+"""Kafka's ids of the splits and of the results topic, in the form that its tools show."""
+
+
+class NewerCommit(Exception):
+    """The metadata is of a later version: what it says is not known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +34,35 @@ class Bookmark:
     """P: what is told besides results was told for all records below."""
     horizon: int | None
     """The horizon that S was reckoned with."""
+    topics: TopicIds | None = None
+    """What W and S are offsets in. A topic that is deleted and made anew gets another id."""
 
     @property
     def metadata(self) -> str:
         assert self.results is not None
-        return f"splitferry/1 S={self.results} P={self.told} H={self.horizon}"
+        topics = "" if self.topics is None else f" T={self.topics[0]},{self.topics[1]}"
+        return f"splitferry/1 S={self.results} P={self.told} H={self.horizon}{topics}"
 
     @classmethod
     def parse(cls, watermark: int, metadata: str) -> Bookmark:
         """Read a committed offset.
 
         Metadata that is not ours (an operator reset the offset by hand) leaves the safe
-        bounds: results from the start of their log, nothing told beyond W.
+        bounds: results from the start of their log, nothing told beyond W. A later version
+        of ours does not: taken for one of those, what was told above W would be told again.
+
+        Raises:
+            NewerCommit: the metadata was written by a later version.
         """
+        version = _FORMAT.match(metadata)
+        if version is not None and int(version[1]) > VERSION:
+            raise NewerCommit(metadata)
         match = _METADATA.fullmatch(metadata)
         if match is None:
             return cls(watermark, None, watermark, None)
-        results, told, horizon = (int(group) for group in match.groups())
-        return cls(watermark, results, told, horizon)
+        results, told, horizon = (int(group) for group in match.groups()[:3])
+        topics = (match[4], match[5]) if match[4] else None
+        return cls(watermark, results, told, horizon, topics)
 
     def results_from(self, horizon: int, start: int) -> int:
         """Where the results must be read from, given the horizon in force now.

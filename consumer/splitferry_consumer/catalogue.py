@@ -17,10 +17,12 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from splitferry_protocol.errors import (
     BatchTransferFailed,
@@ -31,7 +33,10 @@ from splitferry_protocol.errors import (
 from splitferry_protocol.ids import RequestId, RequestKey
 from splitferry_protocol.records import Status
 
+from .modes import make_private
 from .targets import Item, TargetUnusable, Verdict
+
+T = TypeVar("T")
 
 SCHEMA = 1
 BUSY_TIMEOUT = 5.0
@@ -65,9 +70,16 @@ _CREATE = (
     END""",
     f"PRAGMA user_version = {SCHEMA}",
 )
-_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_BUSY: errno.EBUSY}
+_ALIKE = "CREATE INDEX IF NOT EXISTS alike ON items (unique_id COLLATE alike)"
+_TABLES = {"items", "verdicts", "totals"}
+_ERRNO = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_READONLY_DBMOVED: errno.ESTALE,
+}
 _KEY = '"group" = ? AND topic = ? AND partition = ? AND first = ? AND node = ? AND sequence = ?'
-_SAME_REQUEST = "(topic, partition, first, node, sequence)"
+_REQUEST = "topic, partition, first, node, sequence"
 _COLUMNS = (
     '"group", topic, partition, first, node, sequence, '
     "unique_id, version, status, error, size, sha256, temporary"
@@ -85,17 +97,63 @@ class Row:
     temporary: str | None
 
 
+class Published(NamedTuple):
+    """An item at its place. `size` is bytes."""
+
+    version: int
+    size: int
+    sha256: bytes
+
+
+class Proposal(NamedTuple):
+    """What a request is to become. `temporary` is OWNER/NAME of its synced file, if completed."""
+
+    item: Item
+    verdict: Verdict
+    temporary: str | None
+
+
+class _Held(NamedTuple):
+    """A version of an item: published, or pending, which nothing stops any more."""
+
+    version: int
+    request: tuple[Any, ...]
+    """As `_request` has it: whose version it is, whatever the group."""
+
+
+class Standing(NamedTuple):
+    """How a pending row stands among the others."""
+
+    temporary: str
+    superseded: bool
+    """Its item is published in a newer version."""
+    contested: bool
+    """Other versions of its item are pending, too."""
+
+
 class Catalogue:
     """Opened by the thread that uses it.
 
     Every method raises OSError when SQLite could not do its work for now (locked, disk full,
     I/O error), and TargetUnusable when the database is damaged. The writing ones belong inside
     `transaction`.
+
+    After either of them only a catalogue opened anew can be trusted: the file at the path may
+    be another one by now (deleted, put back from a backup, moved with its root).
+
+    Attributes:
+        made: there was none.
     """
 
-    def __init__(self, path: str) -> None:
-        """Open or make the catalogue at `path`. Raises TargetUnusable, OSError."""
+    def __init__(self, path: str, folding: bool = False) -> None:
+        """Open or make the catalogue at `path`. Raises TargetUnusable, OSError.
+
+        `folding`: the file system takes names for the same that differ only in case, or in how
+        their letters are composed.
+        """
         self._path = path
+        self._folding = folding
+        self.made = False
         # SQLite's locks are POSIX locks: a close of any other descriptor of this file in this
         # process would drop them. So the file is looked at, and never opened, besides SQLite.
         with suppress(FileNotFoundError):
@@ -108,30 +166,51 @@ class Catalogue:
                 # A rollback journal works wherever locks do; WAL needs memory shared by all
                 # users of the database, which no network file system gives.
                 self._db.execute("PRAGMA journal_mode = PERSIST").fetchone()
+                # The file is there now, empty if it is new; a new journal takes over its mode.
+                for name in (path, f"{path}-journal"):
+                    with suppress(FileNotFoundError):
+                        make_private(name)
                 self._db.execute("PRAGMA journal_size_limit = 1048576").fetchone()
                 self._db.execute("PRAGMA synchronous = FULL")
+                # Always, for whoever shares the root has to keep the index below.
+                self._db.create_collation("alike", _compare_folded)
             self._prepare()
+            if folding:
+                with self.transaction():
+                    self._db.execute(_ALIKE)
         except BaseException:
             self._db.close()
             raise
 
     def _prepare(self) -> None:
-        if self._schema() == SCHEMA:
+        if self._is_ours():
             return
         with self.transaction():
-            found = self._schema()  # Another process may have been quicker.
-            if found > SCHEMA:
-                raise TargetUnusable(
-                    f"{self._path} was written by a newer splitferry (schema {found}, this one "
-                    f"knows {SCHEMA}): upgrade splitferry, or use another root"
-                )
-            if found == 0:
-                for statement in _CREATE:
-                    self._db.execute(statement)
+            if self._is_ours():  # Another process was quicker.
+                return
+            for statement in _CREATE:
+                self._db.execute(statement)
+        self.made = True
 
-    def _schema(self) -> int:
+    def _is_ours(self) -> bool:
+        """Whether this is a catalogue; False: the database is empty. Raises TargetUnusable."""
         with self._translated():
-            return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+            # One statement, so one moment: between two of them another process may have made it.
+            schema, names = self._db.execute(
+                "SELECT user_version, (SELECT json_group_array(name) FROM sqlite_master) "
+                "FROM pragma_user_version"
+            ).fetchone()
+        tables = set(json.loads(names))
+        if schema == 0 and not tables:
+            return False
+        if schema > SCHEMA and "verdicts" in tables:
+            raise TargetUnusable(
+                f"{self._path} was written by a newer splitferry (schema {schema}, this one "
+                f"knows {SCHEMA}): upgrade splitferry, or use another root"
+            )
+        if schema != SCHEMA or not tables >= _TABLES:
+            raise TargetUnusable(f"{self._path} is no catalogue of splitferry: move it away")
+        return True
 
     def close(self) -> None:
         self._db.close()
@@ -142,14 +221,21 @@ class Catalogue:
             yield
         except sqlite3.OperationalError as error:
             code = _ERRNO.get(error.sqlite_errorcode, errno.EIO)
-            raise OSError(code, f"{self._path}: {error}") from error
+            raise OSError(code, f"{self._path}: {self._cause(code, error)}") from error
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:
                 raise
             raise TargetUnusable(
                 f"{self._path} is damaged ({error}): restore it from a backup, or move it away "
-                "and start with an empty catalogue, which forgets the versions held"
+                "with its -journal, and an empty one is made, which forgets the versions held"
             ) from error
+
+    def _cause(self, code: int, error: sqlite3.Error) -> str:
+        if code == errno.ESTALE:
+            return "the catalogue was deleted or moved"
+        if code == errno.EBUSY:
+            return f"locked by {_lock_holder(self._path) or 'another process'}"
+        return str(error)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -179,101 +265,191 @@ class Catalogue:
             found = self._db.execute(f"SELECT {_COLUMNS} FROM verdicts {where}", values)
             return [_row(*columns) for columns in found]
 
+    def item(self, unique_id: str) -> Published | None:
+        """What is published under the name."""
+        with self._translated():
+            found = self._db.execute(
+                "SELECT version, size, sha256 FROM items WHERE unique_id = ?", (unique_id,)
+            ).fetchone()
+        return found and Published(int.from_bytes(found[0]), int(found[1]), bytes(found[2]))
+
     def published(self) -> int:
         """Bytes of all published items."""
         with self._translated():
             return int(self._db.execute("SELECT published FROM totals").fetchone()[0])
 
     def decide(
-        self, item: Item, proposal: Verdict, temporary: str | None, quota: int | None
-    ) -> tuple[Row, str | None]:
-        """Phase 1: the verdict that holds for this opening; the first writer wins.
+        self, proposals: Sequence[Proposal], quota: int | None
+    ) -> list[tuple[Row, str | None]]:
+        """Phase 1: the verdicts that hold for these openings; the first writer wins.
 
-        Returns the row, and the temporary file that it named before, if it names another now.
+        Returns for each the row, and the temporary file that it named before, if it names
+        another now.
         """
-        row = self.find(item.key)
-        if row is None:
-            if proposal.status is Status.COMPLETED:
-                completed = replace(proposal, target={"path": item.unique_id})
-                proposal = self._objection(item, proposal, quota) or completed
-            named = temporary if proposal.status is Status.COMPLETED else None
-            row = Row(item.key, item.unique_id, item.version, proposal, named)
-            self._insert(row)
-        elif (
-            row.temporary is not None
-            and proposal.status is Status.COMPLETED
-            and row.temporary != temporary
-            and (row.verdict.size, row.verdict.sha256) == (proposal.size, proposal.sha256)
-        ):
-            # The owner before us got this far and no further. Its file may be gone, renamed or
-            # not; ours has the same bytes, by the log, and is surely there.
-            self._db.execute(
-                f"UPDATE verdicts SET temporary = ? WHERE {_KEY}", (temporary, *_key(item.key))
-            )
-            return replace(row, temporary=temporary), row.temporary
-        return row, None
+        rows = self._known([one.item.key for one in proposals])
+        held = self._held({one.item.unique_id for one in proposals})
+        taken = self._taken() if quota is not None else 0
+        new: dict[RequestKey, Row] = {}
+        decided: list[tuple[Row, str | None]] = []
+        for item, verdict, temporary in proposals:
+            row, before = rows.get(item.key), None
+            if row is None:
+                named = None
+                if verdict.status is Status.COMPLETED:
+                    if self._folding:
+                        self._insert(new)
+                        new.clear()
+                    growth = (
+                        self._growth(item.unique_id, verdict.size or 0) if quota is not None else 0
+                    )
+                    error = self._objection(item, held[item.unique_id], taken + growth, quota)
+                    if error is None:
+                        place = {"path": item.unique_id}
+                        verdict = replace(verdict, target=place)
+                        held[item.unique_id].append(_Held(item.version, _request(item.key)))
+                        taken += growth
+                        named = temporary
+                    else:
+                        verdict = Verdict(Status.FAILED, error, verdict.size, verdict.sha256)
+                row = new[item.key] = Row(item.key, item.unique_id, item.version, verdict, named)
+            elif (
+                row.temporary is not None
+                and verdict.status is Status.COMPLETED
+                and row.temporary != temporary
+                and (row.verdict.size, row.verdict.sha256) == (verdict.size, verdict.sha256)
+            ):
+                # The owner before us got this far and no further. Its file may be gone, renamed
+                # or not; ours has the same bytes, by the log, and is surely there.
+                before, row = row.temporary, replace(row, temporary=temporary)
+                if item.key in new:
+                    new[item.key] = row
+                else:
+                    self._db.execute(
+                        f"UPDATE verdicts SET temporary = ? WHERE {_KEY}",
+                        (temporary, *_key(item.key)),
+                    )
+            rows[item.key] = row
+            decided.append((row, before))
+        self._insert(new)
+        return decided
 
-    def _objection(self, item: Item, proposal: Verdict, quota: int | None) -> Verdict | None:
-        """Why a completed item is not taken. Pending rows count: nothing stops them any more."""
-        held = self._db.execute(
-            f"""SELECT max(version) FROM (
-                SELECT version, {_SAME_REQUEST[1:-1]} FROM items WHERE unique_id = ?1
-                UNION ALL
-                SELECT version, {_SAME_REQUEST[1:-1]} FROM verdicts
-                WHERE unique_id = ?1 AND temporary IS NOT NULL
-            ) WHERE {_SAME_REQUEST} <> (?2, ?3, ?4, ?5, ?6)""",
-            (item.unique_id, *_key(item.key)[1:]),
-        ).fetchone()[0]
-        error: WsDataError | None = None
-        if held is not None and held >= _u64(item.version):
-            error = VersionMismatch.not_newer_than(int.from_bytes(held), item.version)
-        elif quota is not None:
-            taken = self.published() + self._growth(item.unique_id, proposal.size or 0)
-            for row in self._rows("WHERE temporary IS NOT NULL", ()):
-                taken += self._growth(row.unique_id, row.verdict.size or 0)
-            if taken > quota:
-                error = BatchTransferFailed(
-                    item.key.request, f"with it the root would hold {taken} bytes, quota {quota}"
-                )
-        if error is None:
-            return None
-        return Verdict(Status.FAILED, error, proposal.size, proposal.sha256)
+    def _known(self, keys: Iterable[RequestKey]) -> dict[RequestKey, Row]:
+        """The rows that are there already."""
+        firsts: defaultdict[tuple[str, str, int], list[int]] = defaultdict(list)
+        for key in keys:
+            firsts[key.group, key.topic, key.partition].append(key.first)
+        found: dict[RequestKey, Row] = {}
+        for partition, offsets in firsts.items():
+            marks, values = _one_of(offsets)
+            where = f'WHERE "group" = ? AND topic = ? AND partition = ? AND first IN ({marks})'
+            found.update((row.key, row) for row in self._rows(where, (*partition, *values)))
+        return found
+
+    def _held(self, unique_ids: Collection[str]) -> defaultdict[str, list[_Held]]:
+        """The versions of these items that are published or pending."""
+        held: defaultdict[str, list[_Held]] = defaultdict(list)
+        marks, values = _one_of([*unique_ids])
+        for unique_id, version, *request in self._db.execute(
+            f"""SELECT unique_id, version, {_REQUEST} FROM items WHERE unique_id IN ({marks})
+            UNION ALL
+            SELECT unique_id, version, {_REQUEST} FROM verdicts WHERE temporary IS NOT NULL""",
+            values,
+        ):
+            held[unique_id].append(_Held(int.from_bytes(version), tuple(request)))
+        return held
+
+    def _objection(
+        self, item: Item, held: Iterable[_Held], taken: int, quota: int | None
+    ) -> WsDataError | None:
+        """Why a completed item is not taken; with it the root would hold `taken` bytes."""
+        request = _request(item.key)
+        newest = max((one.version for one in held if one.request != request), default=-1)
+        if self._folding and (other := self._alike(item.unique_id)):
+            return BatchTransferFailed(
+                item.key.request, f"the root's file system takes its name for that of {other!r}"
+            )
+        if newest >= item.version:
+            return VersionMismatch.not_newer_than(newest, item.version)
+        if quota is not None and taken > quota:
+            return BatchTransferFailed(
+                item.key.request, f"with it the root would hold {taken} bytes, quota {quota}"
+            )
+        return None
+
+    def _alike(self, unique_id: str) -> str | None:
+        """An item of another name that has the same place on a folding file system."""
+        found = self._db.execute(
+            """SELECT unique_id FROM items
+            WHERE unique_id = ?1 COLLATE alike AND unique_id <> ?1
+            UNION ALL
+            SELECT unique_id FROM verdicts WHERE temporary IS NOT NULL
+            AND unique_id = ?1 COLLATE alike AND unique_id <> ?1""",
+            (unique_id,),
+        ).fetchone()
+        return found and str(found[0])
+
+    def _taken(self) -> int:
+        """Bytes of all items that are published or pending."""
+        return self.published() + sum(
+            self._growth(row.unique_id, row.verdict.size or 0)
+            for row in self._rows("WHERE temporary IS NOT NULL", ())
+        )
 
     def _growth(self, unique_id: str, size: int) -> int:
         held = self._db.execute("SELECT size FROM items WHERE unique_id = ?", (unique_id,))
         row = held.fetchone()
         return size - (int(row[0]) if row else 0)
 
-    def _insert(self, row: Row) -> None:
-        verdict = row.verdict
-        self._db.execute(
+    def _insert(self, rows: Mapping[RequestKey, Row]) -> None:
+        now = _now()
+        self._db.executemany(
             f"INSERT INTO verdicts ({_COLUMNS}, decided_at) VALUES ({'?, ' * 13}?)",
             (
-                *_key(row.key),
-                row.unique_id,
-                _u64(row.version),
-                verdict.status.value,
-                _error(verdict.error),
-                None if verdict.size is None else _u64(verdict.size),
-                verdict.sha256,
-                row.temporary,
-                _now(),
+                (
+                    *_key(row.key),
+                    row.unique_id,
+                    _u64(row.version),
+                    row.verdict.status.value,
+                    _error(row.verdict.error),
+                    None if row.verdict.size is None else _u64(row.verdict.size),
+                    row.verdict.sha256,
+                    row.temporary,
+                    now,
+                )
+                for row in rows.values()
             ),
         )
 
-    def superseded(self, row: Row, by_pending: bool = False) -> bool:
-        """Whether the pending row's item is published (or pending) in a newer version."""
-        table = "verdicts" if by_pending else "items"
-        condition = "AND temporary IS NOT NULL" if by_pending else ""
-        found = self._db.execute(
-            f"SELECT 1 FROM {table} WHERE unique_id = ? AND version > ? {condition}",
+    def standing(self) -> dict[RequestKey, Standing]:
+        """How all pending rows stand."""
+        with self._translated():
+            found = self._db.execute(
+                f"""SELECT "group", {_REQUEST}, temporary, EXISTS (
+                    SELECT 1 FROM items WHERE items.unique_id = verdicts.unique_id
+                    AND items.version > verdicts.version
+                ), unique_id FROM verdicts WHERE temporary IS NOT NULL"""
+            ).fetchall()
+        names = Counter(unique_id for *_, unique_id in found)
+        return {
+            RequestKey(
+                group, topic, partition, RequestId(node, int.from_bytes(sequence)), first
+            ): Standing(temporary, bool(superseded), names[unique_id] > 1)
+            for (
+                group, topic, partition, first, node, sequence, temporary, superseded, unique_id
+            ) in found
+        }  # fmt: skip
+
+    def newer_pending(self, row: Row) -> list[Row]:
+        """The pending rows of newer versions of the row's item."""
+        return self._rows(
+            "WHERE unique_id = ? AND version > ? AND temporary IS NOT NULL",
             (row.unique_id, _u64(row.version)),
         )
-        return found.fetchone() is not None
 
-    def publish(self, row: Row) -> Row:
-        """Phase 2: the pending row's file is at its place. Returns the final row."""
-        self._db.execute(
+    def publish(self, rows: Sequence[Row]) -> list[Row]:
+        """Phase 2: the pending rows' files are at their places. Returns the final rows."""
+        now = _now()
+        self._db.executemany(
             """INSERT INTO items
                 ("group", topic, partition, first, node, sequence,
                 unique_id, version, size, sha256, published_at)
@@ -284,23 +460,26 @@ class Catalogue:
                 sequence = excluded.sequence, version = excluded.version, size = excluded.size,
                 sha256 = excluded.sha256, published_at = excluded.published_at""",
             (
-                *_key(row.key),
-                row.unique_id,
-                _u64(row.version),
-                row.verdict.size,
-                row.verdict.sha256,
-                _now(),
+                (
+                    *_key(row.key),
+                    row.unique_id,
+                    _u64(row.version),
+                    row.verdict.size,
+                    row.verdict.sha256,
+                    now,
+                )
+                for row in rows
             ),
         )
-        return self.finish(row, row.verdict)
+        return self.finish(rows)
 
-    def finish(self, row: Row, verdict: Verdict) -> Row:
-        """Make the pending row final, with `verdict`. Returns it."""
-        self._db.execute(
+    def finish(self, rows: Sequence[Row]) -> list[Row]:
+        """Make the pending rows final, with their verdicts as they are given. Returns them."""
+        self._db.executemany(
             f"UPDATE verdicts SET temporary = NULL, status = ?, error = ? WHERE {_KEY}",
-            (verdict.status.value, _error(verdict.error), *_key(row.key)),
+            ((row.verdict.status.value, _error(row.verdict.error), *_key(row.key)) for row in rows),
         )
-        return replace(row, verdict=verdict, temporary=None)
+        return [Row(row.key, row.unique_id, row.version, row.verdict, None) for row in rows]
 
     def passed(self, group: str, topic: str, partition: int, before: int) -> None:
         """Forget the final rows of openings below the offset `before`."""
@@ -311,6 +490,26 @@ class Catalogue:
         )
 
 
+def _compare_folded(one: str, other: str) -> int:
+    first, second = (unicodedata.normalize("NFKD", name).casefold() for name in (one, other))
+    return (first > second) - (first < second)
+
+
+def _lock_holder(path: str) -> str | None:
+    """The process that holds a lock of SQLite for writing, where Linux tells it."""
+    with suppress(OSError, ValueError):
+        found = os.stat(path)
+        major, minor = os.major(found.st_dev), os.minor(found.st_dev)
+        inode = f"{major:02x}:{minor:02x}:{found.st_ino}"
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                # NUMBER: POSIX ADVISORY WRITE PID DEVICE:INODE START END
+                _, kind, _, access, process, place, *_ = line.split()
+                if (kind, access, place) == ("POSIX", "WRITE", inode):
+                    return f"process {process}"
+    return None
+
+
 def _u64(number: int) -> bytes:
     return number.to_bytes(8)
 
@@ -318,6 +517,17 @@ def _u64(number: int) -> bytes:
 def _key(key: RequestKey) -> tuple[str, str, int, int, int, bytes]:
     node_id, sequence = key.request
     return key.group, key.topic, key.partition, key.first, node_id, _u64(sequence)
+
+
+def _request(key: RequestKey) -> tuple[Any, ...]:
+    """Who a version is of: the same for every group."""
+    return _key(key)[1:]
+
+
+def _one_of(values: Sequence[T]) -> tuple[str, list[T]]:
+    """Marks and values for IN; numbers of marks that differ little share a prepared statement."""
+    size = 1 << (len(values) - 1).bit_length()
+    return ", ".join("?" * size), [*values, *[values[-1]] * (size - len(values))]
 
 
 def _now() -> int:

@@ -3,6 +3,10 @@
 The ledger decides on the event loop, in the order of the log; the group writes in worker
 threads, at most one thread at a time for a request, so that a slow target holds up its own
 request and no other. The group reports back; it decides nothing about the log.
+
+A request whose first split is the whole item needs no task to wait for more: `take_whole` has
+many of them written, digested and settled in one step. What goes wrong with one of them there
+starts its task, which tries it again as it would any other.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -34,14 +39,20 @@ from splitferry_protocol.errors import (
 )
 from splitferry_protocol.records import Block, Split, Status
 
+from . import tracing
 from .coverage import Coverage, Range
-from .flow import Gauge
-from .targets import Incoming, Item, Refused, Verdict
+from .flow import Gauge, weight
+from .targets import Incoming, Item, Refused, Taken, Verdict
 
 log = structlog.get_logger(__name__)
 
 BATCH = 8 * 1024 * 1024
 """Bytes handed to a worker thread at once: the hop costs little, and memory is let go often."""
+WHOLE_ITEMS = 64
+"""Items that came whole and are handed to a worker thread at once: a disk may take a while for
+each, and none is told of before all are written."""
+WHOLE_MAX = BATCH // WHOLE_ITEMS
+"""Bytes of an item that goes with others."""
 READ_BACK = 1024 * 1024
 """Bytes read at once when the digest catches up from the target."""
 PAUSES = wait_exponential_jitter(multiplier=0.1, max=2.0, jitter=0.1)
@@ -97,6 +108,8 @@ class Workshop:
     gauge: Gauge
     write_timeout: float
     """Seconds for which a target is tried again before the request is given up."""
+    log: structlog.typing.FilteringBoundLogger = field(default_factory=log.bind)
+    """Bound once: binding costs more than all else in the creation of a group."""
 
 
 class WriteSplitDataTaskGroup:
@@ -123,13 +136,25 @@ class WriteSplitDataTaskGroup:
         self._digested = 0
         self._at = 0
         """Byte of the item at which the last read or write began."""
-        self._log = log.bind(
-            request=str(item.key.request),
-            partition=item.key.partition,
-            offset=item.key.first,
-            unique_id=item.unique_id,
+        workshop.log.debug(
+            "task group created", block=block.value, version=item.version, **self._facts()
         )
-        self._log.debug("task group created", block=block.value, version=item.version)
+
+    def _facts(self) -> dict[str, Any]:
+        """What each line of the log says of the request."""
+        key = self.item.key
+        return {
+            "request": str(key.request),
+            "partition": key.partition,
+            "offset": key.first,
+            "unique_id": self.item.unique_id,
+            **tracing.bound(self.item.labels),
+        }
+
+    @cached_property
+    def _log(self) -> structlog.typing.FilteringBoundLogger:
+        """Made when it is needed: most requests never have anything to tell."""
+        return self._workshop.log.bind(**self._facts())
 
     @property
     def expected_size(self) -> int | None:
@@ -148,7 +173,7 @@ class WriteSplitDataTaskGroup:
             raise SplitTaskFailed(
                 self.item.key.request, task.split.index, "the request's channel is closed"
             )
-        self._workshop.gauge.add(len(task.split.payload))
+        self._workshop.gauge.add(weight(task.split.payload))
         self._tasks.append(task)
         self._changed.set()
 
@@ -157,6 +182,41 @@ class WriteSplitDataTaskGroup:
         self._ending = ending
         self.item.labels.update(ending.labels or {})
         self._changed.set()
+
+    @property
+    def whole(self) -> bool:
+        """Whether one split brought all of a small item."""
+        ending = self._ending
+        if ending is None or ending.status is not Status.COMPLETED or len(self._tasks) != 1:
+            return False
+        (task,) = self._tasks
+        size = len(task.split.payload)
+        return size == ending.size and size <= WHOLE_MAX
+
+    def take(self, work: WriteTask) -> Verdict | Exception | None:
+        """In a thread. Have the target take the whole item, which came as `work`.
+
+        Returns what the target is then to settle, or what it raised; None for another digest.
+        What is not taken leaves everything as it was, for `process_tasks`.
+        """
+        data = work.split.payload
+        digest = hashlib.sha256(data)
+        proposal = self._judged(len(data), digest.digest())
+        if proposal.status is not Status.COMPLETED:
+            return None
+        try:
+            self._incoming.take(data, proposal)
+        except Exception as error:  # noqa: BLE001  each of the many has its own
+            return error
+        self._written.add(0, len(data))
+        self._digest, self._digested = digest, len(data)
+        return proposal
+
+    def taken(self, proposal: Verdict, tell: Callable[[Verdict | Exception], None]) -> Taken:
+        """The target has the bytes: let them go."""
+        self._let_go(self._tasks)
+        self._tasks.clear()
+        return Taken(self._incoming, proposal, tell)
 
     async def process_tasks(self) -> Verdict:
         """Take tasks until the request has ended and all is written, then settle it."""
@@ -192,7 +252,7 @@ class WriteSplitDataTaskGroup:
         return tasks
 
     def _let_go(self, tasks: Sequence[WriteTask]) -> None:
-        self._workshop.gauge.add(-sum(len(task.split.payload) for task in tasks))
+        self._workshop.gauge.add(-sum(weight(task.split.payload) for task in tasks))
 
     # ---- writing
 
@@ -317,8 +377,8 @@ class WriteSplitDataTaskGroup:
 
     async def _proposal(self) -> Verdict:
         assert self._ending is not None
-        if self._wanted:
-            size = self._written.size
+        size = self._written.size
+        if self._wanted and self._digested < size:
             try:
                 await self._persist(lambda: self._in_thread(lambda: self._catch_up(size)))
             except OSError as error:
@@ -326,15 +386,19 @@ class WriteSplitDataTaskGroup:
         ending = self._ending
         if ending.status is not Status.COMPLETED:
             return Verdict(ending.status, ending.error)
-        digest = self._digest.digest()
-        if ending.sha256 not in (None, digest):
+        return self._judged(self._written.size, self._digest.digest())
+
+    def _judged(self, size: int, digest: bytes) -> Verdict:
+        """What to propose for an item that is whole."""
+        declared = None if self._ending is None else self._ending.sha256
+        if declared not in (None, digest):
             reason = (
-                f"the digest differs: the splits say {(ending.sha256 or b'').hex()}, "
+                f"the digest differs: the splits say {(declared or b'').hex()}, "
                 f"their bytes make {digest.hex()}"
             )
             failure = BatchTransferFailed(self.item.key.request, reason)
-            return Verdict(Status.FAILED, failure, self._written.size, digest)
-        return Verdict(Status.COMPLETED, None, self._written.size, digest)
+            return Verdict(Status.FAILED, failure, size, digest)
+        return Verdict(Status.COMPLETED, None, size, digest)
 
     async def close(self, keep: bool) -> None:
         """Take no more; let the thread at work end, then drop the bytes unless `keep`.
@@ -376,8 +440,13 @@ class WriteSplitDataTaskHandle:
         self._group = group
         self._reports = reports
         self._closing = False
+        self._task: asyncio.Task[Verdict] | None = None
+
+    def start(self) -> None:
+        """Carry out what is submitted, from now on."""
+        key = self._group.item.key
         self._task = asyncio.create_task(
-            self._run(), name=f"request {group.item.key.request} from {group.item.key.first}"
+            self._run(), name=f"request {key.request} from {key.first}"
         )
 
     async def _run(self) -> Verdict:
@@ -405,15 +474,75 @@ class WriteSplitDataTaskHandle:
         """No split follows: settle the request."""
         self._group.end(ending)
 
+    @property
+    def whole(self) -> bool:
+        """Whether `take_whole` is for it, before it has started."""
+        return self._group.whole
+
     async def wait(self) -> Verdict:
         """The outcome, when it is final. Raises what broke the group."""
+        assert self._task is not None, "not started"
         return await asyncio.shield(self._task)
 
     async def close(self, keep: bool = False) -> None:
         """Stop the group, and drop the bytes unless `keep`. Never raises."""
         self._closing = True
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        if not self._task.cancelled():
-            self._task.exception()  # reported already
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            if not self._task.cancelled():
+                self._task.exception()  # reported already
         await self._group.close(keep)
+
+    def _told(self, outcome: Verdict | Exception | None) -> None:
+        """What became of the whole item."""
+        if outcome is not None and not isinstance(outcome, Verdict | OSError | Refused):
+            self._break(outcome)
+        elif not self._closing:
+            if isinstance(outcome, Verdict):
+                self._reports.settled(outcome)
+            else:
+                self.start()
+
+    def _break(self, error: Exception) -> None:
+        if not self._closing:
+            self._reports.broken(error)
+
+
+SettleTaken = Callable[[Sequence[Taken]], Awaitable[None]]
+
+
+def take_whole(
+    handles: Sequence[WriteSplitDataTaskHandle], settle: SettleTaken, threads: Executor
+) -> None:
+    """Have the target take and settle items that came whole, instead of starting their handles.
+
+    `settle` is its `settle_taken`.
+    """
+    step = asyncio.create_task(_take_whole(handles, settle, threads))
+    for handle in handles:
+        handle._group._thread = step
+
+
+async def _take_whole(
+    handles: Sequence[WriteSplitDataTaskHandle], settle: SettleTaken, threads: Executor
+) -> None:
+    # Closing one later takes its task away.
+    work = [(handle, handle._group, handle._group._tasks[0]) for handle in handles]
+
+    def take() -> list[Verdict | Exception | None]:
+        return [group.take(task) for _, group, task in work]
+
+    try:
+        outcomes = await asyncio.get_running_loop().run_in_executor(threads, take)
+        taken: list[Taken] = []
+        for (handle, group, _), outcome in zip(work, outcomes, strict=True):
+            if isinstance(outcome, Verdict):
+                taken.append(group.taken(outcome, handle._told))
+            else:
+                handle._told(outcome)
+        await settle(taken)
+    except Exception as error:  # noqa: BLE001
+        # It is of none of them, and nobody else would tell the partition.
+        for handle, _, _ in work:
+            handle._break(error)

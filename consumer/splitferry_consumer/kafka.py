@@ -5,14 +5,27 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager, suppress
+from itertools import groupby, zip_longest
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
+    CorruptRecordException,
+    GroupAuthorizationFailedError,
+    IllegalOperation,
     IllegalStateError,
     InvalidProducerEpoch,
     KafkaError,
@@ -23,12 +36,20 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import OffsetAndMetadata
 
+from splitferry_protocol.rights import GROUP, TOPIC, TRANSACTIONAL_ID, Right
+
+from .bookmark import TopicIds
+from .bounded import Leaked, bounded, is_ours, within
+from .fetching import FETCH_MAX, POLL_MAX, REQUEST_BOUND, Fetches, as_record, stop_consumer
+from .inquiry import Inquiry, diagnosis, reason
+from .log_reader import read_log
 from .transport import (
+    Excluded,
     FateUnknown,
     Fenced,
-    HangingTransaction,
     Lost,
     Outgoing,
     OutOfRange,
@@ -40,12 +61,10 @@ from .transport import (
 
 log = structlog.get_logger(__name__)
 
-REQUEST_BOUND = 30.0
-"""Seconds after which a request to Kafka is given up: aiokafka itself would retry for ever."""
-STOP_BOUND = 5.0
-"""Seconds that closing a client may take; a broker that is gone would make it hang."""
-STALL_BOUND = 10.0
-"""Seconds without progress after which the end of the results counts as out of reach."""
+REQUEST_TIMEOUT = 10.0
+"""Seconds until a request without an answer ends its connection. A connection that a firewall
+has forgotten gives no other sign, and the next one works; aiokafka itself waits for 40 s, and
+for one connection after the other. A response with records has to fit in."""
 PUBLISH_BOUND = 15.0
 """Seconds that a transaction may take."""
 TRANSACTION_TIMEOUT = 20.0
@@ -53,11 +72,8 @@ TRANSACTION_TIMEOUT = 20.0
 transaction of a crashed owner hides the results of other groups behind it."""
 HEARD_BOUND = 5.0
 """Seconds after which what the broker last said of a partition is old."""
-CAREFUL_POLLS = 5000
-"""Polls of single records after a record that could not be decoded, until it must have come."""
 FETCH_BUDGET = 32 * 1024 * 1024
 """Bytes of prefetched records of all partitions (DESIGN: idle buffering grows with them)."""
-FETCH_MAX = 4 * 1024 * 1024
 RECORD_MAX = 32 * 1024 * 1024
 """Bytes: above every limit of the contract, so that the broker's limit decides."""
 
@@ -72,28 +88,33 @@ async def check_topics(
     client_options: Mapping[str, Any], splits_topic: str, results_topic: str, dead_letters: str
 ) -> None:
     """The topics exist, and every splits partition has its results partition (WIRE, "Topics")."""
-    servers = client_options["bootstrap_servers"]
-    admin = AIOKafkaAdminClient(**client_options)
+    # The right that is needed for each includes the right to ask about it.
+    wanted = {
+        splits_topic: Right("Read", TOPIC, splits_topic),
+        results_topic: Right("Read", TOPIC, results_topic),
+        dead_letters: Right("Write", TOPIC, dead_letters),
+    }
+    client = AIOKafkaClient(**client_options)
+
+    async def ask() -> Any:
+        await client.bootstrap()
+        # By default, asking for a topic by name creates it where the broker allows that.
+        return await client.send(
+            client.get_random_node(),
+            MetadataRequest(list(wanted), allow_auto_topic_creation=False),
+        )
+
     try:
-        async with asyncio.timeout(REQUEST_BOUND):
-            await admin.start()
-            topics = {
-                topic["topic"]: topic
-                for topic in await admin.describe_topics(
-                    [splits_topic, results_topic, dead_letters]
-                )
-            }
+        metadata = await within(REQUEST_BOUND, ask())
     except (KafkaError, TimeoutError, OSError) as error:
-        raise StartError(
-            f"no Kafka broker answers at {servers} ({_reason(error)}): start one, for example "
-            "with `splitferry broker`, or name another with --bootstrap-servers"
-        ) from error
+        raise StartError(await diagnosis(client_options)) from error
     finally:
-        await _bounded(admin.close())
-    for name in (splits_topic, results_topic, dead_letters):
+        await bounded(client.close())
+    topics = {topic["topic"]: topic for topic in metadata.to_object()["topics"]}
+    for name, right in wanted.items():
         code = topics[name]["error_code"] if name in topics else UnknownTopicOrPartitionError.errno
         if code == TopicAuthorizationFailedError.errno:
-            raise StartError(f"no right to Describe topic {name}: an ACL must allow it")
+            raise StartError(right.missing)
         if code:
             raise StartError(
                 f"topic {name} does not exist: create it with `splitferry topics create`"
@@ -117,30 +138,33 @@ class AiokafkaTransport:
         results_topic: str,
         session_timeout: float,
     ) -> None:
-        self._options = dict(client_options)
+        self._options = {**client_options, "request_timeout_ms": int(REQUEST_TIMEOUT * 1000)}
         self._group = group
         self._splits_topic = splits_topic
         self._results_topic = results_topic
         self._session_timeout = session_timeout
-        self._admin = AIOKafkaAdminClient(**self._options)
-        # One client asks for the bounds of logs: uncommitted, so that the end counts records
-        # of open transactions too.
-        self._bounds = AIOKafkaConsumer(**self._options, isolation_level="read_uncommitted")
+        self._reading = (Right("Read", TOPIC, splits_topic), Right("Read", GROUP, group))
+        self._closing: set[asyncio.Task[None]] = set()
+        self._looking = asyncio.Lock()
+        self._looked_at = -math.inf
+        self._topics = ("", "")
+        self._inquiry = Inquiry(client_options, self._close)
         self._consumer: AIOKafkaConsumer | None = None
-        self._careful = 0
+        self._fetches: Fetches  # with the consumer
+        self._fetch_size = FETCH_MAX
+        self._heard: dict[int, tuple[int, float]] = {}
+        """When aiokafka last heard of a partition, by its clock and by ours."""
 
     async def start(self, taken: Taken, lost: Lost) -> None:
         try:
             await self._join(taken, lost)
-        except KafkaError as error:
-            raise TransportError(_reason(error)) from error
+        except (KafkaError, TimeoutError) as error:
+            raise TransportError(reason(error, *self._reading)) from error
 
     async def _join(self, taken: Taken, lost: Lost) -> None:
-        await self._admin.start()
-        await self._bounds.start()
-        topics = await self._admin.describe_topics([self._splits_topic])
-        partitions = max(1, len(topics[0]["partitions"]))
+        partitions = max(1, len((await self._inquiry.topic(self._splits_topic)).leaders))
         milliseconds = int(self._session_timeout * 1000)
+        self._fetch_size = max(1024 * 1024, min(FETCH_MAX, FETCH_BUDGET // partitions))
         self._consumer = AIOKafkaConsumer(
             **self._options,
             group_id=self._group,
@@ -150,7 +174,8 @@ class AiokafkaTransport:
             auto_offset_reset="none",
             # The contract's own CRC-32C covers every value.
             check_crcs=False,
-            max_partition_fetch_bytes=max(1024 * 1024, min(FETCH_MAX, FETCH_BUDGET // partitions)),
+            max_partition_fetch_bytes=self._fetch_size,
+            fetch_max_bytes=FETCH_MAX,
             # A partition that goes on after a pause has to wait until the fetch under way has
             # ended, and a fetch without news lasts this long.
             fetch_max_wait_ms=50,
@@ -158,16 +183,24 @@ class AiokafkaTransport:
             rebalance_timeout_ms=max(milliseconds, 30_000),
             heartbeat_interval_ms=max(100, milliseconds // 4),
             max_poll_interval_ms=300_000,
-            metadata_max_age_ms=30_000,
+            # How late an added partition may be noticed.
+            metadata_max_age_ms=10_000,
         )
+        self._fetches = Fetches(self._consumer, self._fetch_size)
         self._consumer.subscribe([self._splits_topic], listener=_Listener(self._park, taken, lost))
-        await self._consumer.start()
+        await within(REQUEST_BOUND, self._consumer.start())
 
     async def stop(self) -> None:
-        for client in (self._consumer, self._bounds):
-            if client is not None:
-                await _bounded(client.stop())
-        await _bounded(self._admin.close())
+        if self._consumer is not None:
+            await stop_consumer(self._consumer)
+        await bounded(self._inquiry.close())
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _close(self, closing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(bounded(closing))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _park(self, partitions: Collection[int]) -> None:
         """Hold new partitions still until they are taken.
@@ -187,55 +220,29 @@ class AiokafkaTransport:
         # paused ones; with one that is not ours it only waits.
         asked = [TopicPartition(self._splits_topic, p) for p in wanted] or [_NOWHERE]
         try:
-            if self._careful:
-                batches = await self._poll_carefully(asked, wait)
-            else:
-                batches = await self._consumer.getmany(*asked, timeout_ms=int(wait * 1000))
+            batches = await self._consumer.getmany(
+                *asked, timeout_ms=int(wait * 1000), max_records=POLL_MAX
+            )
         except OffsetOutOfRangeError as error:
             raise OutOfRange([tp.partition for tp in error.args[0]]) from error
+        except GroupAuthorizationFailedError as error:
+            # aiokafka gives up its heartbeats with this, and goes on raising it.
+            raise Excluded(reason(error, *self._reading)) from error
         except KafkaError as error:
-            raise TransportError(_reason(error)) from error
+            if isinstance(error, CorruptRecordException):
+                self._fetches.mend()
+            raise TransportError(reason(error, *self._reading)) from error
+        except asyncio.CancelledError as error:
+            if is_ours():
+                raise
+            raise TransportError(reason(Leaked())) from error
         except Exception as error:
-            self._careful = CAREFUL_POLLS
-            raise TransportError(f"a record could not be decoded: {_reason(error)}") from error
+            self._fetches.mend()
+            raise TransportError(f"a record could not be decoded: {reason(error)}") from error
         return {
-            tp.partition: [
-                Record(r.offset, r.key, r.value, r.headers, r.timestamp) for r in records
-            ]
+            tp.partition: [as_record(tp, record) for record in records]
             for tp, records in batches.items()
         }
-
-    async def _poll_carefully(
-        self, asked: Sequence[TopicPartition], wait: float
-    ) -> dict[TopicPartition, list[Any]]:
-        """Record by record, to find the one that aiokafka cannot decode (a header's name that
-        is not UTF-8) and hand it out empty, so that it becomes a dead letter and no more.
-
-        What it raises for stands at the position, unless markers lie between: then it takes a
-        few steps to get there.
-        """
-        assert self._consumer is not None
-        batches: dict[TopicPartition, list[Any]] = {}
-        self._careful -= 1
-        for tp in asked:
-            left = 0.0 if batches else wait / len(asked)
-            try:
-                records = await self._consumer.getmany(
-                    tp, timeout_ms=int(left * 1000), max_records=1
-                )
-            except KafkaError:
-                if batches:
-                    continue  # it is raised again by the next poll, with nothing to lose
-                raise
-            except Exception as error:  # noqa: BLE001
-                offset = await self._consumer.position(tp)
-                log.warning("undecodable record", offset=offset, error=_reason(error))
-                batches[tp] = [Record(offset, None, None)]
-                self._consumer.seek(tp, offset + 1)
-                self._careful = 0
-                break
-            batches.update(records)
-        return batches
 
     def seek(self, partition: int, offset: int) -> None:
         assert self._consumer is not None
@@ -258,8 +265,8 @@ class AiokafkaTransport:
         if tp not in self._consumer.assignment():
             return None
         try:
-            position: int = await self._consumer.position(tp)
-        except (IllegalStateError, KafkaError):
+            position: int = await within(HEARD_BOUND, self._consumer.position(tp))
+        except (IllegalStateError, KafkaError, TimeoutError):
             return None
         return position
 
@@ -272,6 +279,14 @@ class AiokafkaTransport:
         # was heard last says nothing then.
         if self.silence(partition) > HEARD_BOUND:
             return None
+        end: int | None = self._consumer.highwater(tp)
+        return end
+
+    def stable_end(self, partition: int) -> int | None:
+        assert self._consumer is not None
+        tp = TopicPartition(self._splits_topic, partition)
+        if tp not in self._consumer.assignment():
+            return None
         stable: int | None = self._consumer.last_stable_offset(tp)
         return stable
 
@@ -281,101 +296,73 @@ class AiokafkaTransport:
         if tp not in self._consumer.assignment():
             return math.inf
         heard: int | None = self._consumer.last_poll_timestamp(tp)
-        return math.inf if heard is None else max(0.0, time.time() - heard / 1000)
+        if heard is None:
+            return math.inf
+        # It is the wall clock's, which may step: what counts is when it last changed.
+        if self._heard.get(partition, (None,))[0] != heard:
+            self._heard[partition] = heard, time.monotonic()
+        return time.monotonic() - self._heard[partition][1]
 
     # ---- taking
 
+    async def topics(self, age: float) -> TopicIds:
+        since = time.monotonic() - age
+        async with self._looking:  # the partitions share one look
+            if self._looked_at < since:
+                began = time.monotonic()
+                names = self._splits_topic, self._results_topic
+                splits, results = await self._inquiry.topics(*names)
+                self._looked_at, self._topics = began, (splits.id, results.id)
+            return self._topics
+
     async def writer(self, partition: int) -> AiokafkaWriter:
+        prefix = f"{self._group}/{self._splits_topic}/"
+        right = Right("Write", TRANSACTIONAL_ID, prefix)
         producer = AIOKafkaProducer(
             **self._options,
-            transactional_id=f"{self._group}/{self._splits_topic}/{partition}",
+            transactional_id=f"{prefix}{partition}",
             transaction_timeout_ms=int(TRANSACTION_TIMEOUT * 1000),
             max_request_size=RECORD_MAX,
             max_batch_size=256 * 1024,
         )
         try:
-            async with asyncio.timeout(REQUEST_BOUND):
-                await producer.start()  # asks for the epoch, which fences the previous owner
+            # It asks for the epoch, which fences the previous owner.
+            await within(REQUEST_BOUND, producer.start())
         except BaseException as error:
-            await _stop(producer)
-            if isinstance(error, KafkaError | TimeoutError):
-                raise TransportError(f"no transactional producer: {_reason(error)}") from error
+            await stop_producer(producer)
+            # aiokafka asserts that it knows a broker; one that has just started names none.
+            if isinstance(error, KafkaError | TimeoutError | AssertionError):
+                told = reason(error, right)
+                raise TransportError(f"no transactional producer: {told}") from error
             raise
         source = TopicPartition(self._splits_topic, partition)
-        return AiokafkaWriter(producer, source, self._group)
+        return AiokafkaWriter(producer, source, self._group, right)
 
     async def committed(self, partition: int) -> tuple[int, str] | None:
         tp = TopicPartition(self._splits_topic, partition)
-        offsets = await self._ask(
-            self._admin.list_consumer_group_offsets(self._group, partitions=[tp])
-        )
-        if tp not in offsets:
-            # A coordinator that is just loading answers for the group as a whole, which aiokafka
-            # passes over. Taken for "no commit" it would mean reading everything anew.
-            raise TransportError(f"the coordinator of group {self._group} gave no offsets")
-        found = offsets[tp]
-        return None if found.offset < 0 else (found.offset, found.metadata)
+        return await self._inquiry.committed(self._group, tp)
 
     async def splits_bounds(self, partition: int) -> tuple[int, int]:
-        return await self._log_bounds(TopicPartition(self._splits_topic, partition))
+        return await self._inquiry.bounds(TopicPartition(self._splits_topic, partition))
 
     async def results_bounds(self, partition: int) -> tuple[int, int]:
-        return await self._log_bounds(TopicPartition(self._results_topic, partition))
+        return await self._inquiry.bounds(TopicPartition(self._results_topic, partition))
 
-    async def _log_bounds(self, tp: TopicPartition) -> tuple[int, int]:
-        start = await self._ask(self._bounds.beginning_offsets([tp]))
-        end = await self._ask(self._bounds.end_offsets([tp]))
-        return start[tp], end[tp]
-
-    async def results(self, partition: int, start: int, end: int) -> AsyncIterator[Record]:
-        if start >= end:
-            return
-        tp = TopicPartition(self._results_topic, partition)
-        reader = AIOKafkaConsumer(
-            **self._options,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-        )
-        try:
-            await self._ask(reader.start())
-            reader.assign([tp])
-            reader.seek(tp, start)
-            # Aborted records and markers are passed over without being handed out, so it is
-            # the position that tells whether the end was reached.
-            position, moved = start, asyncio.get_running_loop().time()
-            while position < end:
-                for record in (await self._ask(reader.getmany(tp, timeout_ms=200))).get(tp, ()):
-                    if record.offset < end:
-                        yield Record(record.offset, record.key, record.value)
-                before, position = position, await reader.position(tp)
-                now = asyncio.get_running_loop().time()
-                if position > before:
-                    moved = now
-                elif now - moved > STALL_BOUND:
-                    raise HangingTransaction(
-                        f"the results from offset {position} to {end} of {tp.topic} partition "
-                        f"{partition} cannot be read: a transaction of another producer is open "
-                        "there; end it, or wait for its time-out"
-                    )
-        finally:
-            await _bounded(reader.stop())
-
-    async def _ask(self, request: Any) -> Any:
-        try:
-            async with asyncio.timeout(REQUEST_BOUND):
-                return await request
-        except (KafkaError, TimeoutError) as error:
-            raise TransportError(_reason(error)) from error
+    def results(self, partition: int, start: int, end: int) -> AsyncGenerator[Record, None]:
+        return read_log(self._options, TopicPartition(self._results_topic, partition), start, end)
 
 
 class AiokafkaWriter:
     """A transactional producer with the epoch it was given; see `Writer`."""
 
-    def __init__(self, producer: AIOKafkaProducer, source: TopicPartition, group: str) -> None:
+    def __init__(
+        self, producer: AIOKafkaProducer, source: TopicPartition, group: str, right: Right
+    ) -> None:
+        """`right`: to its transactional id."""
         self._producer = producer
         self._source = source
         self._group = group
+        self._right = right
 
     async def publish(
         self,
@@ -383,50 +370,120 @@ class AiokafkaWriter:
         commit: Callable[[Sequence[int]], tuple[int, str]],
     ) -> list[int]:
         committing = False
+        sending: list[asyncio.Future[Any]] = []
+        places: list[int] = []
+
+        async def transact() -> list[int]:
+            nonlocal committing
+            await self._producer.begin_transaction()
+            for (topic, partition), some in groupby(records, lambda r: (r.topic, r.partition)):
+                if partition is None:
+                    for record in some:
+                        sending.append(await self._send(record))
+                        places.append(0)
+                else:
+                    async for count, future in self._send_batches(topic, partition, some):
+                        sending.extend([future] * count)
+                        places.extend(range(count))
+            # Every send is awaited before the commit: aiokafka commits a transaction whose
+            # batch has failed.
+            sent: list[Any] = await asyncio.gather(*sending, return_exceptions=True)
+            _refuse(sent)
+            offsets = [told.offset + place for told, place in zip(sent, places, strict=True)]
+            if min(offsets, default=0) < 0:
+                raise TransportError("the broker did not say where results were appended")
+            watermark, metadata = commit(offsets)
+            await self._producer.send_offsets_to_transaction(
+                {self._source: OffsetAndMetadata(watermark, metadata)}, self._group
+            )
+            committing = True
+            await self._producer.commit_transaction()
+            return offsets
+
         try:
-            async with asyncio.timeout(PUBLISH_BOUND):
-                await self._producer.begin_transaction()
-                # Every send is awaited before the commit: aiokafka commits a transaction
-                # whose batch has failed.
-                sent: list[Any] = await asyncio.gather(
-                    *[await self._send(record) for record in records], return_exceptions=True
-                )
-                _refuse(sent)
-                offsets = [metadata.offset for metadata in sent]
-                if min(offsets, default=0) < 0:
-                    raise TransportError("the broker did not say where results were appended")
-                watermark, metadata = commit(offsets)
-                await self._producer.send_offsets_to_transaction(
-                    {self._source: OffsetAndMetadata(watermark, metadata)}, self._group
-                )
-                committing = True
-                await self._producer.commit_transaction()
-                return offsets
-        except (ProducerFenced, InvalidProducerEpoch) as error:
-            # Also while committing: the one who fenced us has settled what we left, and whether
-            # that was a commit stands in the log.
-            raise Fenced(_reason(error)) from error
-        except (KafkaError, TimeoutError) as error:
-            kind = FateUnknown if committing else TransportError
-            raise kind(_reason(error)) from error
+            # What goes on after the bound does so with the epoch that the next taking ends.
+            return await within(PUBLISH_BOUND, transact())
+        except (KafkaError, TimeoutError, IllegalOperation, AssertionError) as failure:
+            error = self._cause(failure)
+            if isinstance(error, ProducerFenced | InvalidProducerEpoch):
+                # Also while committing: the one who fenced us has settled what we left, and
+                # whether that was a commit stands in the log.
+                raise Fenced(reason(error)) from failure
+            told = reason(error, *self._rights(records))
+            if committing:
+                raise FateUnknown(told) from failure
+            # Of what hinders a topic nothing is told but that its records stay unanswered.
+            answered = [future.done() and not future.cancelled() for future in sending]
+            left = [r for r, done in zip_longest(records, answered) if r is not None and not done]
+            topics = " and ".join(sorted({record.topic for record in left}))
+            if isinstance(error, TimeoutError) and topics:
+                raise TransportError(
+                    f"topic {topics} took no records within {PUBLISH_BOUND:.0f} s: see that it "
+                    "exists and has as many in-sync replicas as its min.insync.replicas asks for"
+                ) from failure
+            raise TransportError(told) from failure
+
+    def _cause(self, failure: Exception) -> BaseException:
+        """What ended the transaction.
+
+        When that happens between two of our steps, aiokafka only says that it is in none, or
+        trips over its own assertion; it keeps the reason for whoever awaits the end.
+        """
+        if isinstance(failure, KafkaError | TimeoutError):
+            return failure
+        ended: asyncio.Future[None] | None = self._producer._txn_manager._transaction_waiter
+        known = ended is not None and ended.done() and not ended.cancelled()
+        return (ended.exception() if ended is not None and known else None) or failure
+
+    def _rights(self, records: Sequence[Outgoing]) -> list[Right]:
+        """What a transaction with `records` needs. A refusal that names no topic is one of the
+        commit, which needs the right to read what it commits."""
+        return [
+            Right("Read", TOPIC, self._source.topic),
+            *(Right("Write", TOPIC, topic) for topic in {record.topic for record in records}),
+            Right("Read", GROUP, self._group),
+            self._right,
+        ]
+
+    async def _send_batches(
+        self, topic: str, partition: int, records: Iterable[Outgoing]
+    ) -> AsyncGenerator[tuple[int, asyncio.Future[Any]], None]:
+        """How many records each batch has, and the future of where its first one goes: a future
+        for each record costs more than its encoding."""
+        batch = self._producer.create_batch()
+        for record in records:
+            if batch.append(timestamp=None, key=record.key, value=record.value) is None:  # full
+                yield batch.record_count(), await self._send_batch(topic, partition, batch)
+                batch = self._producer.create_batch()
+                # The first one always fits.
+                batch.append(timestamp=None, key=record.key, value=record.value)
+        yield batch.record_count(), await self._send_batch(topic, partition, batch)
+
+    async def _send_batch(self, topic: str, partition: int, batch: Any) -> asyncio.Future[Any]:
+        batch.close()
+        with _finding(topic):
+            future: asyncio.Future[Any] = await self._producer.send_batch(
+                batch, topic, partition=partition
+            )
+            return future
 
     async def _send(self, record: Outgoing) -> asyncio.Future[Any]:
         future: asyncio.Future[Any]
         try:
-            future = await self._producer.send(
-                record.topic,
-                partition=record.partition,
-                key=record.key,
-                value=record.value,
-                headers=record.headers,
-            )
+            with _finding(record.topic):
+                future = await self._producer.send(
+                    record.topic,
+                    key=record.key,
+                    value=record.value,
+                    headers=record.headers,
+                )
         except MessageSizeTooLargeError as error:
             future = asyncio.get_running_loop().create_future()
             future.set_exception(error)
         return future
 
     async def close(self) -> None:
-        await _stop(self._producer)
+        await stop_producer(self._producer)
 
 
 class _Listener(ConsumerRebalanceListener):
@@ -444,6 +501,18 @@ class _Listener(ConsumerRebalanceListener):
         await self._lost([tp.partition for tp in revoked])
 
 
+@contextmanager
+def _finding(topic: str) -> Iterator[None]:
+    try:
+        yield
+    except UnknownTopicOrPartitionError as error:
+        # It also comes when no broker answered for the time of a request.
+        raise TransportError(
+            f"topic {topic} was not found: if it does not exist, create it with "
+            "`splitferry topics create`"
+        ) from error
+
+
 def _refuse(sent: Sequence[Any]) -> None:
     """Raise what made a send fail."""
     failures = [outcome for outcome in sent if isinstance(outcome, BaseException)]
@@ -458,22 +527,7 @@ def _refuse(sent: Sequence[Any]) -> None:
         raise TooLarge(too_large)
 
 
-async def _stop(producer: AIOKafkaProducer) -> None:
+async def stop_producer(producer: AIOKafkaProducer) -> None:
     """`stop` ends with the error of a fenced producer, and leaves its connections open then."""
-    await _bounded(producer.stop())
-    await _bounded(producer.client.close())
-
-
-async def _bounded(stopping: Any) -> None:
-    """Await the end of a client, but not for ever; what goes wrong in it is over with it."""
-    try:
-        async with asyncio.timeout(STOP_BOUND):
-            await stopping
-    except (KafkaError, TimeoutError, OSError) as error:
-        log.debug("a Kafka client did not stop cleanly", error=_reason(error))
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return f"Kafka did not answer within {REQUEST_BOUND:.0f} s"
-    return f"{type(error).__name__}: {error}"
+    await bounded(producer.stop())
+    await bounded(producer.client.close())

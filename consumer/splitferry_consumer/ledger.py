@@ -10,23 +10,54 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from splitferry_protocol.codec import InvalidRecord, decode_outcome, encode_result
 from splitferry_protocol.errors import BatchTransferError, BatchTransferFailed, WsDataError
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.paths import path_problem
-from splitferry_protocol.records import Abort, Accepted, Block, Input, Result, Split, Status
+from splitferry_protocol.records import (
+    HEADER_MAX,
+    Abort,
+    Accepted,
+    Block,
+    Input,
+    Result,
+    Split,
+    Status,
+)
 
 from .bookmark import Bookmark
 from .coverage import Range
+from .flow import RECORD_OVERHEAD, weight
 from .request import Arrival, Phase, ReceiveState, reuses
 from .targets import Verdict
 from .transport import Record
 
 RESULTS_IN_A_TRANSACTION = 500
 """Bounds the memory and the duration of one transaction; the rest goes into the next."""
+EVENTS_IN_A_TRANSACTION = 4000
+"""The same for what is told besides results: one fetch may bring tens of thousands."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one partition may be made to hold. A request beyond them is given up.
+
+    They are settings of a consumer and no facts of the log, so giving up is the owner's
+    decision: the next owner may have other limits, until the result is committed.
+    """
+
+    open_requests: int = 10_000
+    """Each holds some 17 KiB and, for a file, a descriptor."""
+    item_size: int | None = None
+    """Bytes of one item; None: no limit."""
+    gaps: int = 100_000
+    """Between the received ranges of one request; each costs 16 bytes, in up to four places."""
+
+
+DEFAULT_LIMITS = Limits()
 
 
 # ---- what the ledger asks for
@@ -88,6 +119,8 @@ class Batch:
 
     states: Sequence[ReceiveState]
     results: Sequence[Result]
+    values: Sequence[bytes]
+    """The same, encoded: what is published is what the ended set keeps."""
     events: Sequence[Told | DeadLetter]
     watermark: int
     told: int
@@ -131,11 +164,13 @@ class Ledger:
         horizon: int,
         start: Bookmark,
         results_end: int = 0,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._group = group
         self._topic = topic
         self._partition = partition
         self._horizon = horizon
+        self._limits = limits
         self._told = start.told
         self._results_end = results_end
         self.position = start.watermark
@@ -145,16 +180,18 @@ class Ledger:
         self.late_duplicates = 0
         """Splits of ended requests that were dropped."""
         self.held_bytes = 0
-        """Bytes of records that the ledger keeps: dead letters to be, and splits in a queue."""
+        """Bytes that the ledger keeps: what is to be told besides results, splits in a queue."""
         self.unsettled = 0
         """Requests that have ended, with work left until their result is committed."""
 
+        self._open = 0
         self._states: dict[RequestId, ReceiveState] = {}
         """Requests without a committed result, in the order of *f*, as they opened."""
         self._next_horizon = self.position + horizon
         """A lower bound of *f* + H of all open requests."""
-        self._holding: set[ReceiveState] = set()
-        """Those that keep P back: being compared, or ended by the owner."""
+        self._holding: dict[ReceiveState, int] = {}
+        """Those that keep P back, with the offset where they keep it: being compared, ended by
+        the owner, or with a record in the queue that only the verdict can judge."""
         self._ready: list[ReceiveState] = []
         self._publishing: Batch | None = None
         self._events: list[Told | DeadLetter] = []
@@ -163,21 +200,51 @@ class Ledger:
         self._by_offset: deque[Recorded] = deque()
         self._by_last: list[tuple[int, int, Recorded]] = []
 
-    def load(self, offset: int, result: Result) -> None:
-        """A committed result of this group and partition, in their order; before any record."""
+    def load(self, offset: int, result: Result, value: bytes | None = None) -> None:
+        """A committed result of this group and partition, in their order; before any record.
+
+        `value` is what it was decoded from, where that is at hand.
+        """
         if result.input.last < self.position - self._horizon:
             return
         held = self._recorded.get(result.request)
         if held is not None and held.first == result.input.first:
             held.reply = result.reply
         else:
-            self._record(offset, result, result.reply)
+            self._record(offset, result, value or encode_result(result), result.reply)
+
+    def obey(self, offset: int, result: Result) -> None:
+        """A result of this group and partition that its owner has committed since `load`.
+
+        For who only looks on: what is open here, or has ended, is settled there.
+        """
+        state = self._states.get(result.request)
+        if state is not None and state.first == result.input.first:
+            del self._states[state.request]
+            self._holding.pop(state, None)
+            if state.phase is Phase.OPEN:
+                self._open -= 1
+            else:
+                self.unsettled -= 1
+            while state.waiting:
+                self._resume(state)
+        self.load(offset, result)
+        self._forget(self.watermark)
+
+    def commit_anew(self) -> None:
+        """What is committed holds no more: the next transaction commits W, moved or not."""
+        self.committed = (-1, -1)
 
     # ---- what is known
 
     @property
     def open_requests(self) -> list[ReceiveState]:
         return [state for state in self._states.values() if state.phase is Phase.OPEN]
+
+    @property
+    def states(self) -> Mapping[RequestId, ReceiveState]:
+        """Requests without a committed result, in the order of *f*."""
+        return self._states
 
     @property
     def watermark(self) -> int:
@@ -201,7 +268,7 @@ class Ledger:
     def __repr__(self) -> str:
         return (
             f"<Ledger {self._topic}/{self._partition} position={self.position} "
-            f"open={len(self.open_requests)} unsettled={self.unsettled} "
+            f"open={self._open} unsettled={self.unsettled} "
             f"recorded={len(self._recorded)}>"
         )
 
@@ -234,7 +301,7 @@ class Ledger:
         assert isinstance(arrival.content, Split)
         split = arrival.content
         state.comparing = None
-        self._holding.discard(state)
+        del self._holding[state]
         decisions: list[Decision] = []
         if same:
             decisions.extend(self._take_in(state, arrival, split, now))
@@ -245,8 +312,7 @@ class Ledger:
                 f"{split.offset} to {split.end} than are there",
             )
             decisions.append(self._fail(state, arrival, error))
-        while state.waiting and state.comparing is None:
-            decisions.extend(self._apply(state, self._resume(state), now))
+        decisions.extend(self._catch_up(state, now))
         return decisions
 
     def _arrive(self, request: RequestId, arrival: Arrival, now: float) -> Iterator[Decision]:
@@ -256,24 +322,35 @@ class Ledger:
             if recorded is not None and recorded.last >= arrival.offset - self._horizon:
                 self._after_result(recorded, arrival)
             elif isinstance(arrival.content, Split):
-                state = ReceiveState.opened_by(arrival.content, arrival.offset, now)
+                state = ReceiveState.opened_by(
+                    arrival.content, arrival.offset, now, arrival.timestamp
+                )
                 self._states[request] = state
+                self._open += 1
                 yield from self._apply(state, arrival, now)
             elif isinstance(arrival.content, InvalidRecord):
                 self._dead_letter(arrival, arrival.content.code, arrival.content.message)
             # An abort record of a request that is not open is ignored (WIRE, "abort").
-        elif state.comparing is not None:
+        elif state.waiting or _undecidable(state, arrival):
             self._wait(state, arrival)
         else:
             yield from self._apply(state, arrival, now)
 
+    def _catch_up(self, state: ReceiveState, now: float) -> Iterator[Decision]:
+        """Apply what waits, as far as it can be decided now."""
+        while state.waiting and not _undecidable(state, state.waiting[0]):
+            yield from self._apply(state, self._resume(state), now)
+        if state.waiting:
+            self._holding.setdefault(state, state.waiting[0].offset)
+
     def _wait(self, state: ReceiveState, arrival: Arrival) -> None:
         state.waiting.append(arrival)
-        self.held_bytes += _size(arrival.record)
+        self._holding.setdefault(state, arrival.offset)
+        self.held_bytes += _weight(arrival.record)
 
     def _resume(self, state: ReceiveState) -> Arrival:
         arrival = state.waiting.popleft()
-        self.held_bytes -= _size(arrival.record)
+        self.held_bytes -= _weight(arrival.record)
         return arrival
 
     def _reach_horizons(self, offset: int) -> Iterator[Decision]:
@@ -324,6 +401,10 @@ class Ledger:
         if error is not None:
             yield self._fail(state, arrival, error)
             return
+        excess = self._excess(state, arrival, split)
+        if excess is not None:
+            yield from self.give_up(state, Status.FAILED, excess)
+            return
         overlaps = state.coverage.covered(split.offset, split.end)
         if not overlaps:
             if split.payload:
@@ -331,7 +412,7 @@ class Ledger:
             yield from self._take_in(state, arrival, split, now)
             return
         state.comparing = arrival
-        self._holding.add(state)
+        self._holding[state] = arrival.offset
         gaps = state.coverage.missing(split.offset, split.end)
         yield WriteSplit(state, split, gaps, overlaps)
 
@@ -340,12 +421,34 @@ class Ledger:
         problem = path_problem(split.unique_id) if split.block is Block.FILE else None
         return BatchTransferError(split.request, problem) if problem else None
 
+    def _excess(self, state: ReceiveState, arrival: Arrival, split: Split) -> WsDataError | None:
+        """How the request would go beyond the limits with `split`."""
+        limits, size = self._limits, max(split.end, split.total or 0)
+        stays_open = split.total != len(split.payload)
+        if arrival.offset == state.first and stays_open and self._open > limits.open_requests:
+            cause = (
+                f"{limits.open_requests} requests are open in this partition already, "
+                "the limit (--max-open-requests)"
+            )
+        elif limits.item_size is not None and size > limits.item_size:
+            cause = (
+                f"the item has {size} bytes or more, the limit is {limits.item_size} "
+                "(--max-item-size)"
+            )
+        else:
+            return None
+        return BatchTransferFailed(state.request, cause)
+
     def _take_in(
         self, state: ReceiveState, arrival: Arrival, split: Split, now: float
     ) -> Iterator[Decision]:
-        state.take_in(split, now)
+        state.take_in(split, now, arrival.timestamp)
         if state.complete:
             yield self._end(state, arrival.offset, Status.COMPLETED, None)
+        elif state.coverage.gaps > self._limits.gaps:
+            cause = f"its splits leave more than {self._limits.gaps} gaps, the limit (--max-gaps)"
+            excess = BatchTransferFailed(state.request, cause)
+            yield from self.give_up(state, Status.FAILED, excess)
 
     # ---- the end
 
@@ -358,6 +461,7 @@ class Ledger:
         self, state: ReceiveState, last: int, status: Status, error: WsDataError | None
     ) -> Settle:
         state.phase = Phase.ENDED
+        self._open -= 1
         self.unsettled += 1
         state.last = last
         state.status = status
@@ -369,16 +473,21 @@ class Ledger:
         """The owner ends an open request that no record settles; it ends at the last one read."""
         if state.phase is not Phase.OPEN:
             return []
+        # What queues behind a comparison is told by this decision, so P stays below it.
+        queue = state.waiting[0].offset if state.waiting else self.position
+        self._holding.setdefault(state, queue)
         state.comparing = None
         while state.waiting:
             arrival = self._resume(state)
-            if isinstance(arrival.content, Split):
-                older = state.responder.update(arrival.content.reply)
+            content = arrival.content
+            if isinstance(content, Split):
+                older = state.responder.update(content.reply)
                 if older is not None:
-                    accepted = Accepted(state.request, self._group, arrival.content.index, older)
+                    accepted = Accepted(state.request, self._group, content.index, older)
                     self._tell(Told(arrival.offset, accepted))
+            elif isinstance(content, InvalidRecord):
+                self._dead_letter(arrival, content.code, content.message)
         state.by_owner = True
-        self._holding.add(state)
         return [self._end(state, self.position - 1, status, error)]
 
     def settled(self, state: ReceiveState, verdict: Verdict, finished_at: int) -> None:
@@ -410,6 +519,11 @@ class Ledger:
             finished_at=finished_at,
         )
         self._ready.append(state)
+        if state.waiting:
+            if not state.by_owner:
+                del self._holding[state]
+            for _ in self._catch_up(state, 0):
+                raise AssertionError("a record read after the end decides nothing")
 
     def _after_end(self, state: ReceiveState, arrival: Arrival) -> None:
         """A record of a request that has ended, with its result not committed."""
@@ -423,6 +537,8 @@ class Ledger:
             self.late_duplicates += 1
             if content.reply is not None and content.reply != state.newest_reply:
                 state.repeats.append((arrival.offset, content.reply))
+                if arrival.offset >= self._told:
+                    self.held_bytes += _REPEAT_WEIGHT
 
     def _after_result(self, recorded: Recorded, arrival: Arrival) -> None:
         """A record of the ended set: nothing up to *e*, then what nobody was told yet."""
@@ -451,8 +567,7 @@ class Ledger:
     def _tell(self, event: Told | DeadLetter) -> None:
         if event.offset >= self._told:
             self._events.append(event)
-            if isinstance(event, DeadLetter):
-                self.held_bytes += _size(event.record)
+            self.held_bytes += _cost(event)
 
     def _dead_letter(self, arrival: Arrival, code: str, message: str) -> None:
         assert arrival.record is not None
@@ -469,11 +584,7 @@ class Ledger:
         open there.
         """
         return min(
-            (
-                state.last + 1 if state.comparing is None else state.comparing.offset
-                for state in self._holding
-                if state not in leaving
-            ),
+            (offset for state, offset in self._holding.items() if state not in leaving),
             default=self.position,
         )
 
@@ -490,13 +601,25 @@ class Ledger:
         first = sorted(self._ready, key=lambda state: not state.by_owner)
         states = first[:RESULTS_IN_A_TRANSACTION]
         leaving = set(states)
-        told = self._told_up_to(leaving)
-        if told < self._told:
+        if not self.may_publish:
             return None
+        # What lies below the previous owner's P was told, and stays so, whatever keeps P back
+        # there. More decisions than fit a transaction would otherwise wait for each other.
+        floor = max(self._told, self.committed[1])
+        told = max(self._told_up_to(leaving), floor)
+        offsets = [event.offset for event in self._events]
+        for state in states:
+            # Those that P has passed go with their result, and cannot be left behind.
+            offsets += [offset for offset, _ in state.repeats if offset >= floor]
+        if len(offsets) > EVENTS_IN_A_TRANSACTION:
+            # P then ends at the first that is left behind, and W may not pass P: what lies
+            # between would not be read again, and so never be told.
+            told = min(told, sorted(offsets)[EVENTS_IN_A_TRANSACTION])
         watermark = next(
             (state.first for state in self._states.values() if state not in leaving),
             self.position,
         )
+        watermark = min(watermark, told)
         events: list[Told | DeadLetter] = []
         kept: list[Told | DeadLetter] = []
         # What was told of a request up to its end must not stay behind its result, also above P:
@@ -524,13 +647,12 @@ class Ledger:
             state.phase = Phase.PUBLISHING
         self._forget(watermark)
         results = [state.result for state in states if state.result is not None]
-        self._publishing = Batch(states, results, events, watermark, told)
+        values = [encode_result(result) for result in results]
+        self._publishing = Batch(states, results, values, events, watermark, told)
         return self._publishing
 
     def bookmark(self, batch: Batch, offsets: Sequence[int]) -> Bookmark:
         """What to commit with `batch`, whose results were appended at `offsets`."""
-        while self._by_offset and self._by_offset[0].forgotten:
-            self._by_offset.popleft()
         known = [self._by_offset[0].offset] if self._by_offset else []
         least = min([*known, *offsets[: len(batch.results)]], default=self._results_end)
         return Bookmark(batch.watermark, least, batch.told, self._horizon)
@@ -539,30 +661,32 @@ class Ledger:
         """The transaction with `batch` was committed."""
         assert self._publishing is batch
         self._publishing = None
-        for state, result, offset in zip(batch.states, batch.results, offsets, strict=False):
+        for state, result, value, offset in zip(
+            batch.states, batch.results, batch.values, offsets, strict=False
+        ):
             del self._states[state.request]
-            self._holding.discard(state)
-            self._record(offset, result, state.newest_reply)
+            self._holding.pop(state, None)
+            self._record(offset, result, value, state.newest_reply)
             for late, reply in state.repeats:
                 if late >= batch.told:
+                    self.held_bytes -= _REPEAT_WEIGHT
                     self._tell(Told(late, _repeat(result, reply)))
         if offsets:
             self._results_end = max(self._results_end, max(offsets) + 1)
         self.unsettled -= len(batch.states)
-        letters = (event for event in batch.events if isinstance(event, DeadLetter))
-        self.held_bytes -= sum(_size(letter.record) for letter in letters)
+        # Repeats below the previous owner's P were not counted, nor had they to be waited for.
+        counted = (event for event in batch.events if event.offset >= self._told)
+        self.held_bytes -= sum(map(_cost, counted))
         self.committed = (batch.watermark, batch.told)
 
     # ---- the ended set
 
-    def _record(self, offset: int, result: Result, reply: bytes | None) -> None:
+    def _record(self, offset: int, result: Result, value: bytes, reply: bytes | None) -> None:
         held = self._recorded.get(result.request)
         if held is not None:
             held.forgotten = True
         last = result.input.last
-        recorded = Recorded(
-            result.request, result.input.first, last, offset, reply, encode_result(result)
-        )
+        recorded = Recorded(result.request, result.input.first, last, offset, reply, value)
         self._recorded[result.request] = recorded
         self._by_offset.append(recorded)
         heapq.heappush(self._by_last, (last, offset, recorded))
@@ -574,10 +698,32 @@ class Ledger:
             if not recorded.forgotten:
                 recorded.forgotten = True
                 del self._recorded[recorded.request]
+        while self._by_offset and self._by_offset[0].forgotten:
+            self._by_offset.popleft()
 
 
-def _size(record: Record | None) -> int:
-    return 0 if record is None or record.value is None else len(record.value)
+def _undecidable(state: ReceiveState, arrival: Arrival) -> bool:
+    """Whether what the record does depends on a comparison, or a verdict, that is under way."""
+    if state.phase is Phase.ENDED:
+        return isinstance(arrival.content, Split) and state.needs_verdict(arrival.content)
+    return state.comparing is not None
+
+
+_REPEAT_WEIGHT = RECORD_OVERHEAD + HEADER_MAX
+
+
+def _weight(record: Record | None) -> int:
+    """Bytes in memory. With None it is the horizon that waits for its turn."""
+    if record is None:
+        return RECORD_OVERHEAD
+    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
+    return weight(record.value) + len(record.key or b"") + headers
+
+
+def _cost(event: Told | DeadLetter) -> int:
+    if isinstance(event, DeadLetter):
+        return _weight(event.record)
+    return _REPEAT_WEIGHT if isinstance(event.event, Result) else RECORD_OVERHEAD
 
 
 def _repeat(result: Result, reply: bytes | None) -> Result:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 import structlog
 
 from .partition import Partition
-from .transport import Transport, TransportError
+from .transport import Excluded, Transport, TransportError
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +25,8 @@ FULL_WAIT = 0.01
 FAILED_POLL_WAIT = 1.0
 STALLED = 20.0
 """Seconds of failing polls, or of silence about a partition that is asked for."""
+FROZEN = 5.0
+"""Seconds between two polls in which the process itself did not run."""
 
 
 class Stalled(TransportError):
@@ -34,13 +36,22 @@ class Stalled(TransportError):
 class Membership:
     """Args:
     open_partition: makes the partition of a number; it takes itself.
+    on_assigned: told whenever the group has said which partitions are ours, be it none.
     """
 
-    def __init__(self, transport: Transport, open_partition: Callable[[int], Partition]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        open_partition: Callable[[int], Partition],
+        on_assigned: Callable[[], object] = bool,
+    ) -> None:
         self._transport = transport
         self._open_partition = open_partition
+        self._on_assigned = on_assigned
         self._ending = False
         self._failing_since: float | None = None
+        self._watched_at = time.monotonic()
+        """The last poll, or the beginning."""
         self._wanted_since: dict[int, float] = {}
         self.partitions: dict[int, Partition] = {}
 
@@ -49,9 +60,23 @@ class Membership:
         await self._transport.start(self._taken, self._lost)
 
     async def feed(self) -> None:
-        """Hand records to the partitions until cancelled. Raises Stalled."""
+        """Hand records to the partitions until cancelled. Raises Stalled, Excluded."""
         while True:
             await self._poll()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last poll began, or since the membership did."""
+        return time.monotonic() - self._watched_at
+
+    async def reach(self, age: float) -> None:
+        """Ask the brokers something, unless they answered it at most `age` seconds ago.
+
+        Raises TransportError.
+        """
+        if self._ending:  # the client would make connections that nobody closes
+            raise TransportError("the membership has ended")
+        await self._transport.topics(age)
 
     def drain(self) -> None:
         """Read no further; what has ended is settled and published."""
@@ -74,6 +99,7 @@ class Membership:
         log.info("partitions assigned", partitions=sorted(partitions))
         for number in partitions:
             self.partitions[number] = self._open_partition(number)
+        self._on_assigned()
 
     async def _lost(self, partitions: Collection[int]) -> None:
         if partitions:
@@ -94,6 +120,8 @@ class Membership:
         full = any(partition.gauge.full for partition in self.partitions.values())
         try:
             batches = await self._transport.poll(wanted, FULL_WAIT if full else POLL_WAIT)
+        except Excluded:
+            raise
         except TransportError as error:
             # Nothing is awaited between the failed poll and this: no partition may believe in
             # a position whose records were lost with the exception.
@@ -111,6 +139,12 @@ class Membership:
 
     def _watch(self, wanted: Collection[int]) -> None:
         now = time.monotonic()
+        if now - self._watched_at > FROZEN:
+            # We stood still ourselves (SIGSTOP, a virtual machine that was paused): nothing
+            # could be heard, and nothing is known of the client.
+            self._failing_since = None
+            self._wanted_since.clear()
+        self._watched_at = now
         if self._failing_since is not None and now - self._failing_since > STALLED:
             raise Stalled(f"every poll has failed for {STALLED:.0f} s")
         self._wanted_since = {n: self._wanted_since.get(n, now) for n in wanted}

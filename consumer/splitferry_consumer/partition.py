@@ -11,23 +11,51 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import structlog
 
-from splitferry_protocol.codec import InvalidRecord, decode_record
+from splitferry_protocol.codec import InvalidRecord
 from splitferry_protocol.errors import BatchTransferFailed, WsDataError
 from splitferry_protocol.ids import RequestKey
-from splitferry_protocol.records import Abort, Block, Split, Status
+from splitferry_protocol.records import Block, Split, Status
 
+from .bookmark import TopicIds
+from .bounded import CANCEL_AGAIN, is_ours
 from .flow import Gauge
-from .group import GROUPS, Ending, Workshop, WriteSplitDataTaskHandle, WriteTask
-from .ledger import RESULTS_IN_A_TRANSACTION, Decision, Ledger, WriteSplit
+from .group import (
+    GROUPS,
+    WHOLE_ITEMS,
+    Ending,
+    Workshop,
+    WriteSplitDataTaskHandle,
+    WriteTask,
+    take_whole,
+)
+from .ledger import (
+    DEFAULT_LIMITS,
+    RESULTS_IN_A_TRANSACTION,
+    Batch,
+    Decision,
+    Ledger,
+    Limits,
+    WriteSplit,
+)
+from .observing import Observer
 from .publisher import Publisher
 from .request import Phase, ReceiveState
 from .taking import Misfit, take
 from .targets import Condemned, Item, Target, TargetUnusable, Verdict
-from .transport import Fenced, OutOfRange, Record, TooLarge, Transport, TransportError
+from .transport import (
+    Fenced,
+    OutOfRange,
+    Record,
+    TooLarge,
+    TopicUnusable,
+    Transport,
+    TransportError,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +65,12 @@ UNSETTLED_MAX = 4 * RESULTS_IN_A_TRANSACTION
 """Ended requests at which it reads no further: small requests end faster than they settle."""
 TICK = 0.5
 """Seconds between looks at what no record brings about: expiry, a moved end of the log."""
+LOOK_AGAIN = 1.0
+"""Seconds after which it is asked again whether the topics are still the same."""
 COMMIT_INTERVAL = 1.0
 """Seconds that a moved W waits for a result to travel with."""
+HIDDEN_ALARM = 15.0
+"""Seconds that records may be hidden by an open transaction without a word."""
 VERDICTS_INTERVAL = 60.0
 """Seconds between clearings of verdicts that nobody can ask for any more."""
 RETAKE_PAUSES = (0.1, 0.5, 1.0, 3.0, 5.0)
@@ -47,8 +79,6 @@ FENCED_PAUSE = 3
 """The least pause after being fenced, as an index of RETAKE_PAUSES."""
 LOSE_BOUND = 10.0
 """Seconds that a running transaction has to end in when the partition is lost."""
-CANCEL_AGAIN = 1.0
-"""Seconds after which a task that is to end is cancelled once more; closing a client takes less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +92,19 @@ class Rules:
     horizon: int
     idle_timeout: float
     accept_loss: bool
+    limits: Limits = DEFAULT_LIMITS
+
+
+class PartitionState(StrEnum):
+    """What a partition is about, for those who look at it."""
+
+    TAKING = "taking"
+    READING = "reading"
+    FULL = "full"
+    """It reads no further until some of what it holds is written or told."""
+    REFUSED = "refused"
+    """It is not read, and that needs somebody's hand; it is tried again all the same."""
+    DRAINING = "draining"
 
 
 class Vigil:
@@ -86,6 +129,25 @@ class Vigil:
         return moment if self._caught_up_since <= moment else None
 
 
+class Hidden:
+    """When records have been hidden for too long by a transaction that nobody ends."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._stable: int | None = None
+
+    def look(self, now: float, position: int, end: int | None, stable: int | None) -> bool:
+        """Whether to say so, which is due every `HIDDEN_ALARM` seconds."""
+        moved = stable != self._stable
+        self._stable = stable
+        if moved or end is None or stable is None or position < stable or stable >= end:
+            self._since = now
+        due = now - self._since >= HIDDEN_ALARM
+        if due:
+            self._since = now
+        return due
+
+
 class Partition:
     """A partition that the group has assigned to this process."""
 
@@ -97,6 +159,7 @@ class Partition:
         targets: Mapping[Block, Target],
         workshop: Workshop,
         background: Callable[[Coroutine[Any, Any, None]], object],
+        observer: Observer | None = None,
     ) -> None:
         """`background` takes clean-up work that nobody needs to wait for."""
         self.number = number
@@ -105,16 +168,22 @@ class Partition:
         self._targets = targets
         self._workshop = workshop
         self._background = background
+        self._observer = observer or Observer()
         self._log = log.bind(topic=rules.splits_topic, partition=number)
         self._stubs: dict[int, int] = {}
         self._ledger: Ledger | None = None
         self._publisher: Publisher | None = None
+        self._topics: TopicIds | None = None
         self._handles: dict[ReceiveState, WriteSplitDataTaskHandle] = {}
+        self._whole: dict[Block, list[WriteSplitDataTaskHandle]] = {block: [] for block in Block}
+        """Requests that came whole, until all records at hand are read."""
         self._changed = asyncio.Event()
         self._broken: Exception | None = None
         self._publishing: asyncio.Task[None] | None = None
         self._draining = False
         self._failures = 0
+        self._trouble: Exception | None = None
+        """Why it is not, or not yet, taken again."""
         self._task = asyncio.create_task(self._hold(), name=f"partition {number}")
 
     # ---- what the service asks
@@ -135,6 +204,31 @@ class Partition:
         return not (self.gauge.full or full)
 
     @property
+    def ledger(self) -> Ledger | None:
+        """What is known of the partition; None while it is not taken."""
+        return self._ledger
+
+    @property
+    def end(self) -> int | None:
+        """The end of its log, where that was told lately."""
+        return self._transport.end(self.number)
+
+    @property
+    def state(self) -> PartitionState:
+        if self._draining:
+            return PartitionState.DRAINING
+        if self._ledger is None or self._broken is not None:
+            refused = isinstance(self._trouble, (Misfit, TargetUnusable, TopicUnusable))
+            return PartitionState.REFUSED if refused else PartitionState.TAKING
+        return PartitionState.READING if self.ready else PartitionState.FULL
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not, or not yet, taken again."""
+        trouble = self._trouble
+        return None if trouble is None else str(trouble) or type(trouble).__name__
+
+    @property
     def drained(self) -> bool:
         """Whether every request that has ended has its result committed."""
         ledger = self._ledger
@@ -147,16 +241,15 @@ class Partition:
             return
         now = time.monotonic()
         for record in records:
-            content: Split | Abort | InvalidRecord
-            try:
-                content = decode_record(record.key, record.value, record.headers)
-            except InvalidRecord as invalid:
-                content = invalid
+            content = record.content()
+            if isinstance(content, Split):
+                self._observer.read(content)
+            elif isinstance(content, InvalidRecord):
                 self._log.warning(
                     "invalid record",
                     offset=record.offset,
-                    request=str(invalid.request) if invalid.request else None,
-                    error=invalid.message,
+                    request=str(content.request) if content.request else None,
+                    error=content.message,
                 )
             try:
                 self._carry_out(ledger, ledger.read(record, content, now))
@@ -165,6 +258,7 @@ class Partition:
                 self._log.exception("unexpected error", offset=record.offset)
                 self.retake(error)
                 return
+        self._take_whole()
         if ledger.has_news:
             self._changed.set()
 
@@ -205,8 +299,7 @@ class Partition:
         while True:
             stubs = sum(self._stubs.values())
             try:
-                await self._take()
-                await self._serve()
+                await self._keep()
             except Misfit as problem:
                 self._log.error("partition refused", reason=str(problem))
             except Condemned as problem:
@@ -225,8 +318,14 @@ class Partition:
                 self._log.warning("partition is taken again", error=str(problem))
                 if sum(self._stubs.values()) > stubs:
                     self._failures = 0  # one less is in the way
+            except TopicUnusable as problem:
+                self._log.error("partition is taken again: a topic is unusable", error=str(problem))
             except TransportError as problem:
                 self._log.warning("partition is taken again", error=str(problem))
+            except asyncio.CancelledError:
+                if is_ours():
+                    raise
+                self._log.exception("partition is taken again after a cancellation of nobody's")
             except Exception:  # noqa: BLE001
                 # Whatever it is, the log is still there: better taken again than held, silent.
                 self._log.exception("partition is taken again after an unexpected error")
@@ -236,9 +335,22 @@ class Partition:
             self._failures += 1
             await asyncio.sleep(pause)
 
+    async def _keep(self) -> None:
+        """Take the partition and serve it; ends only by what went wrong."""
+        try:
+            await self._take()
+            await self._serve()
+        except Exception as trouble:
+            self._trouble = trouble
+            if not self._draining:  # nor lost
+                self._observer.retaken()
+            raise
+
     async def _take(self) -> None:
         rules = self._rules
         self._transport.pause(self.number)
+        # Before anything else: what is made anew from here on, the next look finds.
+        self._topics = await self._transport.topics(LOOK_AGAIN)
         writer, ledger = await take(
             self._transport,
             rules.group,
@@ -246,6 +358,8 @@ class Partition:
             self.number,
             rules.horizon,
             rules.accept_loss,
+            self._topics,
+            rules.limits,
         )
         self._publisher = Publisher(
             writer,
@@ -253,8 +367,9 @@ class Partition:
             rules.results_topic,
             rules.dead_letters_topic,
             self._stubs,
+            self._topics,
         )
-        self._broken = None
+        self._broken = self._trouble = None
         self._ledger = ledger
         self._transport.seek(self.number, ledger.position)
         self._transport.resume(self.number)
@@ -267,6 +382,10 @@ class Partition:
             # A result in a transaction of unknown fate may have announced the item.
             self._background(handle.close(keep=state.phase is Phase.PUBLISHING))
         self._handles = {}
+        for handles in self._whole.values():
+            handles.clear()
+        if self._ledger is not None:
+            self._observer.late(self._ledger.late_duplicates)
         if self._publisher is not None:
             self._background(self._publisher.close())
         self._publisher = self._ledger = None
@@ -278,6 +397,7 @@ class Partition:
         assert publisher is not None
         committed_at = ticked_at = cleared_at = time.monotonic()
         vigil = Vigil(self._rules.idle_timeout, committed_at)
+        hidden = Hidden(committed_at)
         while True:
             await _within(TICK, self._changed.wait())
             self._changed.clear()
@@ -285,7 +405,7 @@ class Partition:
             now = time.monotonic()
             if now - ticked_at >= TICK and not self._draining:
                 ticked_at = now
-                await self._tick(ledger, vigil, now)
+                await self._tick(ledger, vigil, hidden, now)
             if now - cleared_at >= VERDICTS_INTERVAL:
                 cleared_at = now
                 self._background(self._clear_verdicts(ledger.committed[0] - self._rules.horizon))
@@ -295,7 +415,10 @@ class Partition:
             batch = ledger.gather() if due or ledger.has_news else None
             if batch is None:
                 continue
-            self._publishing = asyncio.create_task(publisher.publish(ledger, batch))
+            # All that the batch follows from was read before this look. A topic that is made
+            # anew after it changes nothing: the commit names the one that it speaks of.
+            await self._look_at_topics(0)
+            self._publishing = asyncio.create_task(self._publish(publisher, ledger, batch))
             await asyncio.shield(self._publishing)
             committed_at = time.monotonic()
             self._failures = 0
@@ -303,24 +426,55 @@ class Partition:
                 self._handles.pop(state, None)
             self._changed.set()
 
+    async def _publish(self, publisher: Publisher, ledger: Ledger, batch: Batch) -> None:
+        began = time.monotonic()
+        await publisher.publish(ledger, batch)
+        # Here, since nobody may be left to wait for this when the partition is lost meanwhile.
+        self._observer.published(self.number, batch, time.monotonic() - began)
+
     def _check(self) -> None:
         """Raise what happened after which only the log can be trusted."""
         if self._broken is not None:
             raise self._broken
 
-    async def _tick(self, ledger: Ledger, vigil: Vigil, now: float) -> None:
+    async def _tick(self, ledger: Ledger, vigil: Vigil, hidden: Hidden, now: float) -> None:
         """See to what no record brings about."""
+        await self._look_at_topics(LOOK_AGAIN)
         position = await self._transport.position(self.number)
         self._check()  # a poll that failed may have lost records below that position
         if position is not None:
             ledger.advance(position)
-        moment = vigil.look(now, ledger.position, self._transport.end(self.number))
+        end, stable = self._transport.end(self.number), self._transport.stable_end(self.number)
+        if hidden.look(now, ledger.position, end, stable):
+            self._log.warning(
+                "records are hidden by an open transaction of a producer: end it, or wait for "
+                "its time-out",
+                offset=stable,
+                end=end,
+            )
+        moment = vigil.look(now, ledger.position, end)
         for state in ledger.idle_since(moment) if moment is not None else ():
             error = BatchTransferFailed(
                 state.request,
                 f"expired: no split added bytes for {self._rules.idle_timeout:g} s",
             )
             self._carry_out(ledger, ledger.give_up(state, Status.EXPIRED, error))
+
+    async def _look_at_topics(self, age: float) -> None:
+        """Hear of a topic that was deleted and made anew, by an answer of at most `age` seconds.
+
+        The client reads on at its old position, in the middle of the new log, if that is long
+        enough. What it read there must not be published: it would be taken for all there is.
+        """
+        try:
+            topics = await self._transport.topics(age)
+        except TopicUnusable:
+            raise
+        except TransportError as error:  # whatever it is, the poll meets it too
+            self._log.debug("the topics could not be looked at", error=str(error))
+            return
+        if topics != self._topics:
+            raise TransportError("a topic was deleted and made anew")
 
     async def _clear_verdicts(self, before: int) -> None:
         rules = self._rules
@@ -337,22 +491,36 @@ class Partition:
             # A thread ended, then we dropped everything, then its group was woken, which is
             # closed in the background: what follows from its report is the next owner's.
             return
+        opened: list[tuple[Block, WriteSplitDataTaskHandle]] = []
         for decision in decisions:
             state = decision.state
             handle = self._handles.get(state)
             if handle is None:
                 handle = self._handles[state] = self._open(ledger, state)
+                opened.append((state.block, handle))
             if isinstance(decision, WriteSplit):
                 handle.submit_split(WriteTask(decision.split, decision.gaps, decision.overlaps))
             else:
                 handle.end(
                     Ending(state.status, state.error, state.total, state.sha256, state.labels)
                 )
+        for block, handle in opened:
+            if handle.whole:
+                self._whole[block].append(handle)
+            else:
+                handle.start()
+
+    def _take_whole(self) -> None:
+        for block, handles in self._whole.items():
+            for start in range(0, len(handles), WHOLE_ITEMS):
+                some = handles[start : start + WHOLE_ITEMS]
+                take_whole(some, self._targets[block].settle_taken, self._workshop.threads)
+            handles.clear()
 
     def _open(self, ledger: Ledger, state: ReceiveState) -> WriteSplitDataTaskHandle:
         rules = self._rules
         key = RequestKey(rules.group, rules.splits_topic, self.number, state.request, state.first)
-        item = Item(key, state.unique_id, state.version)
+        item = Item(key, state.unique_id, state.version, dict(state.labels or {}))
         incoming = self._targets[state.block].begin(item)
         reports = _Reports(self, ledger, state)
         group = GROUPS[state.block](item, state.block, incoming, self._workshop, reports)

@@ -13,7 +13,9 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from splitferry_protocol.paths import path_problem
+from splitferry_protocol.paths import PRIVATE_DIRECTORY, path_problem
+
+from .modes import directory_mode
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -46,15 +48,53 @@ def _permanent() -> Iterator[None]:
 
 
 def open_directory(name: str, parent: int, create_mode: int | None = None) -> int:
-    """Open the directory `name` in `parent`, made first if `create_mode` is given.
+    """Open the directory `name` in `parent`, made first if `create_mode` is given, and then with
+    exactly that mode.
 
     Raises:
         OSError: among others ENOTDIR for a file or a symbolic link.
     """
+    made = False
     if create_mode is not None:
         with suppress(FileExistsError):
             os.mkdir(name, create_mode, dir_fd=parent)
-    return os.open(name, DIRECTORY, dir_fd=parent)
+            made = True
+    directory = os.open(name, DIRECTORY, dir_fd=parent)
+    if made and create_mode is not None:
+        try:
+            found = os.fstat(directory).st_mode
+            if found & 0o777 != create_mode:  # The umask has taken some away.
+                # With the set-group-ID bit of its parent would go the group of its files.
+                os.fchmod(directory, create_mode | found & stat.S_ISGID)
+        except BaseException:
+            os.close(directory)
+            raise
+    return directory
+
+
+def folds_names(directory: int) -> bool:
+    """Whether the file system takes names that are spelled alike for the same: tries it out in
+    `directory`. Raises OSError."""
+    name = "probe A\u00e9"
+    os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
+    try:
+        found = os.stat(name, dir_fd=directory)
+        for other in ("probe a\u00e9", "probe Ae\u0301"):
+            with suppress(FileNotFoundError):
+                if os.path.samestat(found, os.stat(other, dir_fd=directory)):
+                    return True
+        return False
+    finally:
+        os.unlink(name, dir_fd=directory)
+
+
+def leads_to(path: str, directory: int, parent: int | None = None) -> bool:
+    """Whether `path`, from `parent`, leads to the open `directory`. Raises OSError."""
+    try:
+        found = os.stat(path, dir_fd=parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return os.path.samestat(found, os.fstat(directory))
 
 
 class Tree:
@@ -65,21 +105,32 @@ class Tree:
 
     def __init__(self, root: int, mode: int) -> None:
         self._root = root
-        self._directory_mode = mode | 0o300 | (mode & 0o044) >> 2
+        self._directory_mode = directory_mode(mode)
+
+    def stands_at(self, path: str) -> bool:
+        """Whether `path` leads to the root."""
+        return leads_to(path, self._root)
+
+    def used(self) -> bool:
+        """Whether anything lies below the root, besides what is private."""
+        with os.scandir(self._root) as entries:
+            return any(entry.name != PRIVATE_DIRECTORY for entry in entries)
 
     @contextmanager
     def _parent(self, segments: Sequence[str], create: bool = False) -> Iterator[int]:
-        descriptor = os.dup(self._root)
+        descriptor = self._root
         try:
             for segment in segments[:-1]:
                 below = open_directory(
                     segment, descriptor, self._directory_mode if create else None
                 )
-                os.close(descriptor)
+                if descriptor != self._root:
+                    os.close(descriptor)
                 descriptor = below
             yield descriptor
         finally:
-            os.close(descriptor)
+            if descriptor != self._root:
+                os.close(descriptor)
 
     @staticmethod
     def _segments(unique_id: str) -> list[str]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
 from splitferry_protocol.codec import encode_accepted, encode_result
 from splitferry_protocol.records import Accepted
 
+from .bookmark import TopicIds
+from .dead_letters import PREFIX
 from .ledger import Batch, DeadLetter, Ledger, Told
-from .transport import Outgoing, TooLarge, Writer
+from .transport import Outgoing, TooLarge, TopicUnusable, Writer
 
 log = structlog.get_logger(__name__)
-
-_CONNECT = "__connect.errors."
 
 
 class Publisher:
@@ -27,34 +28,41 @@ class Publisher:
         results_topic: str,
         dead_letters_topic: str,
         stubs: dict[int, int],
+        topics: TopicIds | None = None,
     ) -> None:
         """`stubs`: how often the dead letter of an offset was too large; it outlives the
-        publisher, since a refused transaction makes the partition be taken again."""
+        publisher, since a refused transaction makes the partition be taken again.
+        `topics`: what the committed offsets are offsets in."""
         self._writer = writer
         self._source = source
         self._results_topic = results_topic
         self._dead_letters_topic = dead_letters_topic
         self._stubs = stubs
+        self._topics = topics
 
     async def publish(self, ledger: Ledger, batch: Batch) -> None:
         """Publish `batch` and tell the ledger. Every exception means: retake the partition."""
         partition = self._source[1]
         records = [
-            Outgoing(self._results_topic, partition, result.request.key, encode_result(result))
-            for result in batch.results
+            Outgoing(self._results_topic, partition, result.request.key, value)
+            for result, value in zip(batch.results, batch.values, strict=True)
         ]
         records += [self._event(event) for event in batch.events]
 
         def commit(offsets: Sequence[int]) -> tuple[int, str]:
-            bookmark = ledger.bookmark(batch, offsets)
+            bookmark = replace(ledger.bookmark(batch, offsets), topics=self._topics)
             return bookmark.watermark, bookmark.metadata
 
         try:
             offsets = await self._writer.publish(records, commit)
         except TooLarge as refusal:
-            for index in refusal.indexes:
-                self._note_refused(batch, index)
-            raise
+            letters = [self._note_refused(batch, index) for index in refusal.indexes]
+            if all(letters):
+                raise
+            raise TopicUnusable(
+                f"results are larger than topic {self._results_topic} takes: raise its "
+                "max.message.bytes to 256 KiB or more"
+            ) from refusal
         # Dead letters lie in another topic: their offsets say nothing about the results.
         ledger.published(batch, offsets[: len(batch.results)])
 
@@ -80,7 +88,7 @@ class Publisher:
         }
         headers = [
             *record.headers,
-            *((_CONNECT + name, text.encode("utf-8", "replace")) for name, text in about.items()),
+            *((PREFIX + name, text.encode("utf-8", "replace")) for name, text in about.items()),
         ]
         match self._stubs.get(letter.offset, 0):
             case 0:
@@ -93,7 +101,8 @@ class Publisher:
                 bare = headers[len(record.headers) :]
                 return Outgoing(self._dead_letters_topic, None, None, b"", bare)
 
-    def _note_refused(self, batch: Batch, index: int) -> None:
+    def _note_refused(self, batch: Batch, index: int) -> bool:
+        """Whether it is a dead letter, for which there is a stub."""
         event = batch.events[index - len(batch.results)] if index >= len(batch.results) else None
         if isinstance(event, DeadLetter):
             log.warning(
@@ -105,3 +114,4 @@ class Publisher:
                 remedy="raise its max.message.bytes 64 KiB above that of the splits topic",
             )
             self._stubs[event.offset] = self._stubs.get(event.offset, 0) + 1
+        return isinstance(event, DeadLetter)

@@ -18,6 +18,7 @@ from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Abort, Block, Result, Split, Status
 
 from .coverage import Coverage
+from .pace import Pace
 from .responder import SharedWithBatchHandler
 from .transport import Record
 
@@ -40,6 +41,11 @@ class Arrival:
     record: Record | None
     content: Split | Abort | InvalidRecord | None
 
+    @property
+    def timestamp(self) -> int:
+        """Of the record, Unix time in ms."""
+        return 0 if self.record is None else self.record.timestamp
+
 
 @dataclass(slots=True, eq=False)
 class ReceiveState:
@@ -57,6 +63,12 @@ class ReceiveState:
     sha256: bytes | None = None
     labels: Mapping[str, str] | None = None
 
+    opened_at: int = 0
+    """When the log got the first split, Unix time in ms."""
+    grown_at: int = 0
+    """When it got the last one that added bytes."""
+    pace: Pace = field(default_factory=Pace)
+
     coverage: Coverage = field(default_factory=Coverage)
     responder: SharedWithBatchHandler = field(default_factory=SharedWithBatchHandler)
     splits: int = 0
@@ -66,6 +78,7 @@ class ReceiveState:
     """A split over bytes that are there already, whose comparison is under way. What arrives
     meanwhile waits, because decisions of one request apply in offset order."""
     waiting: deque[Arrival] = field(default_factory=deque)
+    """Behind a comparison; after the end, from the first that only the verdict can judge."""
 
     phase: Phase = Phase.OPEN
     last: int = -1
@@ -80,7 +93,8 @@ class ReceiveState:
     """Tokens read after the end, with their offsets: owed the result once more."""
 
     @classmethod
-    def opened_by(cls, split: Split, offset: int, now: float) -> ReceiveState:
+    def opened_by(cls, split: Split, offset: int, now: float, timestamp: int = 0) -> ReceiveState:
+        """`timestamp` is the record's, Unix time in ms."""
         return cls(
             split.request,
             offset,
@@ -91,6 +105,8 @@ class ReceiveState:
             split.total,
             split.sha256,
             split.labels,
+            opened_at=timestamp,
+            grown_at=timestamp,
         )
 
     def contradiction(self, split: Split) -> WsDataError | None:
@@ -127,8 +143,8 @@ class ReceiveState:
             )
         return None
 
-    def take_in(self, split: Split, now: float) -> None:
-        """The split fits: count it and its bytes."""
+    def take_in(self, split: Split, now: float, timestamp: int = 0) -> None:
+        """The split fits: count it and its bytes. `timestamp` is the record's."""
         self.total = self.total if split.total is None else split.total
         self.sha256 = self.sha256 or split.sha256
         self.labels = self.labels if split.labels is None else split.labels
@@ -138,6 +154,8 @@ class ReceiveState:
         if self.coverage.size > before or (self.total == 0 and self.splits == 0):
             self.splits += 1
             self.active_at = now
+            self.grown_at = timestamp
+            self.pace.add(self.coverage.size - before, now)
         else:
             self.duplicates += 1
 
@@ -145,13 +163,27 @@ class ReceiveState:
     def complete(self) -> bool:
         return self.total is not None and self.coverage.size == self.total
 
+    def needs_verdict(self, split: Split) -> bool:
+        """Whether only the verdict can say if a split read after the end is of another item.
+
+        Judged before it, the same record would be a duplicate or a reused id depending on when
+        it was read: the digest is known once it was computed, and counts if the item was taken.
+        """
+        return split.sha256 not in {None, self.sha256} or (
+            split.total is not None and self.total is None
+        )
+
     def is_reused_by(self, split: Split) -> bool:
-        """Whether a split read after the end speaks of another item (WIRE, "result")."""
+        """Whether a split read after the end speaks of another item (WIRE, "result").
+
+        Without a result yet, of a split that does not need the verdict.
+        """
+        if self.result is not None:
+            return reuses(split, self.result)
         return (
             split.unique_id != self.unique_id
             or split.version != self.version
             or _differ(split.total, self.total)
-            or (self.status is Status.COMPLETED and _differ(split.sha256, self.sha256))
         )
 
     @property

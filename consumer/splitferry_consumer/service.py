@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -13,13 +13,18 @@ from typing import Any
 
 import structlog
 
+from splitferry_protocol.allocation import keep_freed_memory
 from splitferry_protocol.connection import ConnectionSettings
-from splitferry_protocol.records import GROUP_MAX, Block
+from splitferry_protocol.records import GROUP_MAX, Block, Result
 
+from .bookmark import HORIZON
 from .flow import Flow, Gauge
 from .group import Workshop
 from .kafka import AiokafkaTransport, StartError, check_topics
+from .ledger import Limits
 from .membership import Membership
+from .modes import FILE_MODE, mode_problem
+from .observing import Observer
 from .partition import Partition, Rules
 from .targets import Target, TargetUnusable
 from .targets.file import FileTarget
@@ -48,7 +53,28 @@ SWEEP_INTERVAL = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a consumer is told. Sizes in bytes, times in seconds, the horizon in offsets."""
+    """What a consumer is told. Sizes in bytes, times in seconds, the horizon in offsets.
+
+    Attributes:
+        root: directory for the files; made if it is not there. Consumers may share it.
+        group: consumer group to join.
+        horizon: how long an ended request is remembered, and an open one may last.
+        idle_timeout: after which a request expires to which no split added bytes.
+        write_timeout: after which a request fails that cannot be written.
+        accept_loss: go on where topics were truncated or made anew, saying what is lost.
+        grace: how long a stop waits for what is in flight.
+        max_open_requests: in each partition; more are refused.
+        max_item_size: of one item; None: no limit.
+        max_gaps: between the received ranges of one request.
+        quota: of all files together; None: no limit.
+        disk_reserve: what is left free on the disk.
+        memory_limit: of all `mem` items together.
+        segment_lifetime: how long a shared-memory segment stays after its result was told.
+        flow_high: in flight between reading and writing, at which reading pauses.
+        file_mode: of published files and of segments, whatever the umask is; directories get the
+            matching search bits.
+        session_timeout: Kafka's: how long a member that fell silent still owns its partitions.
+    """
 
     connection: ConnectionSettings
     root: Path
@@ -56,18 +82,20 @@ class Settings:
     splits_topic: str = "splitferry.splits"
     results_topic: str = "splitferry.results"
     dead_letters_topic: str = "splitferry.dead-letters"
-    horizon: int = 250_000
+    horizon: int = HORIZON
     idle_timeout: float = 3600.0
     write_timeout: float = 120.0
     accept_loss: bool = False
     grace: float = 30.0
-    """How long a stop waits for what is in flight."""
+    max_open_requests: int = Limits.open_requests
+    max_item_size: int | None = Limits.item_size
+    max_gaps: int = Limits.gaps
     quota: int | None = None
     disk_reserve: int = 64 * 1024 * 1024
     memory_limit: int = 256 * 1024 * 1024
     segment_lifetime: float = 600.0
     flow_high: int = 64 * 1024 * 1024
-    file_mode: int = 0o640
+    file_mode: int = FILE_MODE
     session_timeout: float = 10.0
 
 
@@ -84,17 +112,37 @@ class Service:
 
     Args:
         handler: receives `mem` items in the process, instead of a shared-memory segment.
+        on_results: told the results of each transaction that is known to be committed.
+
+    Attributes:
+        observer: what was seen and told since the start.
+        memory: what items take of it.
+        assigned: set once the group has said which partitions are ours, be it none.
     """
 
-    def __init__(self, settings: Settings, handler: Handler | None = None) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        handler: Handler | None = None,
+        on_results: Callable[[Sequence[Result]], object] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.observer = Observer(on_results)
+        self.memory = MemoryLimit(settings.memory_limit)
         self._handler = handler
+        self.assigned = asyncio.Event()
         self.phase = Phase.STARTING
         self.membership: Membership | None = None
         self._stopping = asyncio.Event()
         self._abandoned = False
         self._flow = Flow(settings.flow_high)
         self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def partitions(self) -> list[Partition]:
+        """Those that are ours, in order of their numbers."""
+        held = {} if self.membership is None else self.membership.partitions
+        return [held[number] for number in sorted(held)]
 
     def stop(self) -> None:
         """Finish what is in flight within the grace, then return from `run`."""
@@ -112,9 +160,12 @@ class Service:
             StartError: the settings, the root or the cluster do not allow a start; one line
                 that names the remedy.
         """
-        settings = self._settings
+        settings = self.settings
         if not 1 <= len(settings.group.encode()) <= GROUP_MAX:
             raise StartError(f"the group's name must have 1 to {GROUP_MAX} bytes: choose another")
+        if problem := mode_problem(settings.file_mode):
+            raise StartError(f"files cannot have the mode {settings.file_mode:#o}: {problem}")
+        keep_freed_memory()
         options = await asyncio.to_thread(settings.connection.client_options)
         await check_topics(
             options, settings.splits_topic, settings.results_topic, settings.dead_letters_topic
@@ -141,7 +192,7 @@ class Service:
     async def _open_targets(
         self, targets: dict[Block, Target], threads: ThreadPoolExecutor
     ) -> None:
-        settings = self._settings
+        settings = self.settings
         targets[Block.FILE] = await FileTarget.open(
             settings.root,
             quota=settings.quota,
@@ -149,14 +200,13 @@ class Service:
             mode=settings.file_mode,
             executor=threads,
         )
-        limit = MemoryLimit(settings.memory_limit)
         if self._handler is not None:
-            targets[Block.MEM] = HandlerTarget(self._handler, limit)
+            targets[Block.MEM] = HandlerTarget(self._handler, self.memory)
         else:
             targets[Block.MEM] = await MemoryTarget.open(
-                limit,
+                self.memory,
                 lifetime=settings.segment_lifetime,
-                mode=settings.file_mode & 0o666,
+                mode=settings.file_mode,
                 executor=threads,
             )
 
@@ -193,10 +243,19 @@ class Service:
                     raise failure
                 log.error("the membership has failed, joining again", error=str(failure))
                 await asyncio.wait([stopping], timeout=REJOIN_PAUSE)
+                options = await self._read_again(options)
         finally:
             sweep.cancel()
             stopping.cancel()
             await asyncio.wait([sweep, stopping])
+
+    async def _read_again(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options with certificates as they are on the disk now: they may be renewed."""
+        try:
+            return await asyncio.to_thread(self.settings.connection.client_options)
+        except OSError as error:  # just being replaced
+            log.error("the certificate files cannot be used", error=str(error))
+            return options
 
     def _begin(
         self,
@@ -204,7 +263,7 @@ class Service:
         targets: Mapping[Block, Target],
         threads: ThreadPoolExecutor,
     ) -> Membership:
-        settings = self._settings
+        settings = self.settings
         transport = AiokafkaTransport(
             options,
             settings.group,
@@ -220,13 +279,22 @@ class Service:
             settings.horizon,
             settings.idle_timeout,
             settings.accept_loss,
+            Limits(settings.max_open_requests, settings.max_item_size, settings.max_gaps),
         )
 
         def open_partition(number: int) -> Partition:
             workshop = Workshop(threads, Gauge(self._flow), settings.write_timeout)
-            return Partition(number, rules, transport, targets, workshop, self._in_background)
+            return Partition(
+                number,
+                rules,
+                transport,
+                targets,
+                workshop,
+                self._in_background,
+                self.observer,
+            )
 
-        return Membership(transport, open_partition)
+        return Membership(transport, open_partition, self.assigned.set)
 
     async def _feed(self, membership: Membership) -> None:
         await membership.join()
@@ -237,9 +305,9 @@ class Service:
     async def _drain(self, membership: Membership, feeding: asyncio.Task[None]) -> None:
         """Let what has ended be settled and published, within the grace."""
         self.phase = Phase.DRAINING
-        log.info("stopping", grace=self._settings.grace)
+        log.info("stopping", grace=self.settings.grace)
         membership.drain()
-        until = time.monotonic() + self._settings.grace
+        until = time.monotonic() + self.settings.grace
         # The poll goes on meanwhile, for it is the sign of life to the group.
         while not membership.drained:
             if self._abandoned or time.monotonic() > until or feeding.done():
@@ -262,3 +330,5 @@ async def _sweep(targets: Mapping[Block, Target]) -> None:
                 await target.sweep()
             except (OSError, TargetUnusable) as error:
                 log.warning("sweep failed", error=str(error))
+            except Exception:
+                log.exception("unexpected error in a sweep")

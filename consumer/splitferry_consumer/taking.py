@@ -8,19 +8,22 @@ them is missed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 
 import structlog
 
-from splitferry_protocol.codec import InvalidRecord, decode_outcome
+from splitferry_protocol.codec import InvalidRecord, NewerVersion, decode_outcome
 from splitferry_protocol.records import Result
 
-from .bookmark import Bookmark
-from .ledger import Ledger
-from .transport import Transport, Writer
+from .bookmark import Bookmark, NewerCommit, TopicIds
+from .ledger import DEFAULT_LIMITS, Ledger, Limits
+from .transport import Record, Transport, Writer
 
 log = structlog.get_logger(__name__)
+
+ACCEPT_LOSS = "; to go on without what is lost, start with --accept-loss"
 
 Bounds = tuple[int, int]
 """Start and end of a log, in offsets."""
@@ -59,11 +62,64 @@ def misfit(bookmark: Bookmark, splits: Bounds, results: Bounds) -> str | None:
     return None
 
 
-def accepting_loss(bookmark: Bookmark, splits: Bounds, results: Bounds, horizon: int) -> Bookmark:
+def replaced(bookmark: Bookmark, topics: TopicIds | None) -> list[str]:
+    """Which of the topics are not those that the commit speaks of. Pure.
+
+    The offsets may fit all the same, and would lead into the middle of another log.
+    """
+    if bookmark.topics is None or topics is None:
+        return []
+    pairs = zip(("splits", "results"), bookmark.topics, topics, strict=True)
+    return [name for name, before, now in pairs if before != now]
+
+
+def unfit(
+    bookmark: Bookmark, splits: Bounds, results: Bounds, topics: TopicIds | None
+) -> str | None:
+    """Why the commit cannot be gone on from, or None. Pure."""
+    anew = replaced(bookmark, topics)
+    if anew:
+        return (
+            f"the {' and the '.join(anew)} topic was deleted and made anew since the last "
+            "commit, so its offsets mean nothing there"
+        )
+    return misfit(bookmark, splits, results)
+
+
+def beyond(result: Result, splits: Bounds) -> str | None:
+    """How a recorded result disagrees with the splits log, or None. Pure."""
+    if result.input.last < splits[1]:
+        return None
+    return (
+        f"request {result.request} ended at {result.input.last}, but the splits end at "
+        f"{splits[1]}: the topic was truncated or made anew"
+    )
+
+
+def newer_commit(metadata: str) -> str:
+    return f"the offset was committed by a newer splitferry ({metadata}): upgrade this one"
+
+
+def newer_result(offset: int) -> str:
+    return (
+        f"the record at offset {offset} of the results was written by a newer splitferry: upgrade "
+        "this one"
+    )
+
+
+def accepting_loss(
+    bookmark: Bookmark,
+    splits: Bounds,
+    results: Bounds,
+    horizon: int,
+    topics: TopicIds | None = None,
+) -> Bookmark:
     """The nearest bookmark that fits: from the log's start where the log no longer reaches."""
-    if max(bookmark.watermark, bookmark.told) > splits[1]:
+    anew = replaced(bookmark, topics)
+    if "splits" in anew or max(bookmark.watermark, bookmark.told) > splits[1]:
         return made_anew(splits, results, horizon)
     known = bookmark.results is not None and results[0] <= bookmark.results <= results[1]
+    known = known and "results" not in anew
     return replace(
         bookmark,
         watermark=max(bookmark.watermark, splits[0]),
@@ -84,8 +140,13 @@ async def take(
     partition: int,
     horizon: int,
     accept_loss: bool,
+    topics: TopicIds | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[Writer, Ledger]:
     """Steps 1 to 4; the caller seeks to the ledger's position.
+
+    Args:
+        topics: their ids, None when they are not known.
 
     Raises:
         Misfit: the logs do not fit what was committed, and `accept_loss` is not set.
@@ -93,7 +154,9 @@ async def take(
     """
     writer = await transport.writer(partition)
     try:
-        ledger = await _load(transport, group, topic, partition, horizon, accept_loss)
+        ledger = await _load(
+            transport, group, topic, partition, horizon, accept_loss, topics, limits
+        )
     except BaseException:
         await writer.close()
         raise
@@ -101,53 +164,82 @@ async def take(
 
 
 async def _load(
-    transport: Transport, group: str, topic: str, partition: int, horizon: int, accept_loss: bool
+    transport: Transport,
+    group: str,
+    topic: str,
+    partition: int,
+    horizon: int,
+    accept_loss: bool,
+    topics: TopicIds | None,
+    limits: Limits,
 ) -> Ledger:
+    def refuse(problem: str) -> None:
+        """Raise Misfit, unless the loss is accepted."""
+        if not accept_loss:
+            raise Misfit(problem + ACCEPT_LOSS)
+        log.warning("loss accepted", topic=topic, partition=partition, lost=problem)
+
+    def ledger_from(bookmark: Bookmark, loss: bool) -> Ledger:
+        ledger = Ledger(group, topic, partition, horizon, bookmark, results[1], limits)
+        if loss:
+            # A log made anew soon grows past the old W: with that still committed, the next
+            # owner would see nothing amiss, and begin in the middle.
+            ledger.commit_anew()
+        return ledger
+
     committed = await transport.committed(partition)
     splits = await transport.splits_bounds(partition)
     results = await transport.results_bounds(partition)
-    if committed is None:
-        bookmark = Bookmark(splits[0], None, splits[0], None)
-    else:
-        bookmark = Bookmark.parse(*committed)
-    problem = misfit(bookmark, splits, results)
+    watermark, metadata = committed or (splits[0], "")
+    try:
+        bookmark = Bookmark.parse(watermark, metadata)
+    except NewerCommit:
+        refuse(newer_commit(metadata))
+        bookmark = Bookmark(watermark, None, watermark, None)
+    if committed is not None and bookmark.horizon is None:
+        log.warning(
+            "the committed offset was set by hand: all results are read again, and requests "
+            "that opened below it and have none are given up",
+            topic=topic,
+            partition=partition,
+            offset=watermark,
+        )
+    problem = unfit(bookmark, splits, results, topics)
     if problem is not None:
-        if not accept_loss:
-            raise Misfit(f"{problem}; to go on without what is lost, start with --accept-loss")
-        log.warning("loss accepted", topic=topic, partition=partition, lost=problem)
-        bookmark = accepting_loss(bookmark, splits, results, horizon)
-    ledger = Ledger(group, topic, partition, horizon, bookmark, results[1])
+        refuse(problem)
+        bookmark = accepting_loss(bookmark, splits, results, horizon, topics)
+    ledger = ledger_from(bookmark, loss=problem is not None)
     start = bookmark.results_from(horizon, results[0])
-    async for offset, result in _results(transport, partition, start, results[1]):
-        if result.group != group or result.input[:2] != (topic, partition):
-            continue
-        if result.input.last >= splits[1]:
-            lost = (
-                f"request {result.request} ended at {result.input.last}, but the splits end at "
-                f"{splits[1]}: the topic was truncated or made anew"
-            )
-            if not accept_loss:
-                raise Misfit(f"{lost}; to go on without what is lost, start with --accept-loss")
-            log.warning("loss accepted", topic=topic, partition=partition, lost=lost)
-            bookmark = made_anew(splits, results, horizon)
-            return Ledger(group, topic, partition, horizon, bookmark, results[1])
-        ledger.load(offset, result)
+    # Closed here, also by a refusal, and not at some time by the collector of garbage.
+    async with aclosing(_results(transport, partition, start, results[1], refuse)) as found:
+        async for record, result in found:
+            if result.group != group or result.input[:2] != (topic, partition):
+                continue
+            if (cut_off := beyond(result, splits)) is not None:
+                refuse(cut_off)
+                return ledger_from(made_anew(splits, results, horizon), loss=True)
+            ledger.load(record.offset, result, record.value)
     return ledger
 
 
 async def _results(
-    transport: Transport, partition: int, start: int, end: int
-) -> AsyncIterator[tuple[int, Result]]:
-    async for record in transport.results(partition, start, end):
-        try:
-            outcome = decode_outcome(record.key, record.value)
-        except InvalidRecord as invalid:
-            log.warning(
-                "unreadable record among the results",
-                partition=partition,
-                offset=record.offset,
-                error=invalid.message,
-            )
-            continue
-        if isinstance(outcome, Result):
-            yield record.offset, outcome
+    transport: Transport, partition: int, start: int, end: int, refuse: Callable[[str], None]
+) -> AsyncGenerator[tuple[Record, Result], None]:
+    async with aclosing(transport.results(partition, start, end)) as records:
+        async for record in records:
+            try:
+                outcome = decode_outcome(record.key, record.value)
+            except NewerVersion:
+                # Perhaps a result of this group. Passed over, it could come a second time.
+                refuse(newer_result(record.offset))
+                continue
+            except InvalidRecord as invalid:
+                log.warning(
+                    "unreadable record among the results",
+                    partition=partition,
+                    offset=record.offset,
+                    error=invalid.message,
+                )
+                continue
+            if isinstance(outcome, Result):
+                yield record, outcome

@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from splitferry_protocol.codec import InvalidRecord, decode_record
+from splitferry_protocol.records import Abort, Split
+
+from .bookmark import TopicIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,19 @@ class Record:
     headers: Sequence[tuple[str, bytes]] = ()
     timestamp: int = 0
     """Unix time in ms."""
+    unreadable: str | None = None
+    """Why it stands, empty, for a whole batch that could not be unpacked."""
+
+    def content(self) -> Split | Abort | InvalidRecord:
+        """What it says, or why it says nothing."""
+        try:
+            if self.unreadable is not None:
+                raise InvalidRecord(self.unreadable)
+            return decode_record(self.key, self.value, self.headers)
+        except InvalidRecord as invalid:
+            # Kept, its traceback would lead to whoever keeps it: a circle, in which all records
+            # at hand would wait for the collector.
+            return invalid.with_traceback(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +79,14 @@ class OutOfRange(TransportError):
         self.partitions = partitions
 
 
+class Excluded(TransportError):
+    """The group does not take us for a member any more, and only joining it anew may help."""
+
+
+class TopicUnusable(TransportError):
+    """A topic is not there, or cannot take what has to go there. The message says what to do."""
+
+
 class HangingTransaction(TransportError):
     """Somebody's open transaction keeps part of a partition from being read."""
 
@@ -100,6 +126,8 @@ class Transport(Protocol):
     async def poll(self, wanted: Collection[int], wait: float) -> Mapping[int, Sequence[Record]]:
         """Records of the `wanted` partitions, in order; nothing after `wait` seconds.
 
+        Every exception but `Excluded` means: ask again.
+
         Must go on being called when nothing is wanted: it is the sign of life to the group.
         """
 
@@ -113,11 +141,21 @@ class Transport(Protocol):
         """The offset after all that was handed out, past what is no record (markers)."""
 
     def end(self, partition: int) -> int | None:
-        """The end of what can be read of a splits partition; None when it was not told lately."""
+        """The end of a splits partition, with what open transactions hide; None when it was not
+        told lately."""
+
+    def stable_end(self, partition: int) -> int | None:
+        """The end of what can be read: no transaction that begins below it is open."""
 
     def silence(self, partition: int) -> float:
         """Seconds since the broker last answered for a splits partition; it is asked all the
         time, unless the partition is paused."""
+
+    async def topics(self, age: float) -> TopicIds:
+        """The ids of the splits and the results topic, as they were at most `age` seconds ago.
+
+        Raises `TopicUnusable` when one is not there.
+        """
 
     async def writer(self, partition: int) -> Writer:
         """Fence the previous owner, and settle what it left."""
@@ -131,7 +169,7 @@ class Transport(Protocol):
     async def results_bounds(self, partition: int) -> tuple[int, int]:
         """Start and end of a results partition; the end counts open transactions."""
 
-    def results(self, partition: int, start: int, end: int) -> AsyncIterator[Record]:
+    def results(self, partition: int, start: int, end: int) -> AsyncGenerator[Record, None]:
         """Committed records of a results partition from `start` until `end` is reached.
 
         Raises `HangingTransaction` when an open transaction keeps the end from being reached.

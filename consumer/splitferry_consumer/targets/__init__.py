@@ -14,7 +14,8 @@ happens next, and this is the whole of it:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from splitferry_protocol.records import Status
 class Item:
     """What is being received: the opening it belongs to, and the item's name and version.
 
-    `labels` are filled before `settle`: not every split has to carry them.
+    `labels` are whole before `settle`: not every split has to carry them.
     """
 
     key: RequestKey
@@ -84,8 +85,40 @@ class Incoming(Protocol):
         was first, or the target holds a newer version. May be called again after it raised.
         """
 
+    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
+        """Write `data`, the whole item, and do all that blocks of settling it as proposed.
+
+        `Target.settle_taken` does the rest. Blocks, and raises as `write_at` and `settle` do:
+        then both can still be called.
+        """
+
     def discard(self) -> None:
         """Drop the bytes without a verdict (the partition was lost). Blocks; never raises."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taken:
+    """An item that came whole, in one split, with its bytes at the target.
+
+    `tell` is called once, on the event loop, with the verdict or with what `settle` would raise.
+    """
+
+    incoming: Incoming
+    proposal: Verdict
+    tell: Callable[[Verdict | Exception], None]
+
+
+async def settle_each(taken: Sequence[Taken]) -> None:
+    """`Target.settle_taken` for a target that gains nothing by settling many at once."""
+
+    async def settle(one: Taken) -> None:
+        try:
+            outcome: Verdict | Exception = await one.incoming.settle(one.proposal)
+        except Exception as error:  # noqa: BLE001  whatever it is, somebody waits to hear of it
+            outcome = error
+        one.tell(outcome)
+
+    await asyncio.gather(*map(settle, taken))
 
 
 class Target(Protocol):
@@ -93,6 +126,12 @@ class Target(Protocol):
 
     def begin(self, item: Item) -> Incoming:
         """Start a request. No I/O: the first write does it."""
+
+    async def settle_taken(self, taken: Sequence[Taken]) -> None:
+        """Settle items that this target has taken, many in one step where that saves steps.
+
+        Each is told as soon as its own outcome is there: a slow one holds up no other.
+        """
 
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
         """Openings with a first offset below `before` cannot come back: forget their verdicts."""

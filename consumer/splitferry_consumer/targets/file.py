@@ -16,19 +16,31 @@ import itertools
 import os
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TypeVar
 
 import structlog
 
-from splitferry_consumer.paths import DIRECTORY, PERMANENT, Obstructed, Tree, open_directory
+from splitferry_consumer import modes
+from splitferry_consumer.catalogue import Published
+from splitferry_consumer.modes import directory_mode, make_directories
+from splitferry_consumer.paths import (
+    DIRECTORY,
+    PERMANENT,
+    Obstructed,
+    Tree,
+    folds_names,
+    leads_to,
+    open_directory,
+)
 from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed
 from splitferry_protocol.paths import PRIVATE_DIRECTORY
 from splitferry_protocol.records import Status
 
-from . import Condemned, Item, Refused, TargetUnusable, Verdict
+from . import Condemned, Item, Refused, Taken, TargetUnusable, Verdict
 from .inode import Inode
 from .owner import Owner
 from .settling import Settling
@@ -37,6 +49,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+SMALL = 128 * 1024
+"""Bytes up to which files are made durable together, on the catalogue's thread."""
 DESCRIPTOR_RESERVE = 160
 """Open files left to the catalogue, the directories, the connections and whatever else runs."""
 
@@ -55,7 +69,7 @@ class FileTarget:
         *,
         quota: int | None = None,
         disk_reserve: int = 0,
-        mode: int = 0o640,
+        mode: int = modes.FILE_MODE,
         executor: Executor | None = None,
     ) -> None:
         """As `open`, but blocks."""
@@ -68,6 +82,8 @@ class FileTarget:
         self._disk_reserve = disk_reserve
         self._executor = executor
         self._numbers = itertools.count()
+        self._sweeping = threading.Lock()
+        """A cancelled sweep leaves its thread running, on descriptors that `close` closes."""
         self._left: set[str] = set()
         """Temporary files that were dropped while a pending row perhaps named them."""
         with ExitStack() as stack:
@@ -79,23 +95,51 @@ class FileTarget:
         self._sweep()
 
     def _set_up(self, stack: ExitStack) -> None:
-        os.makedirs(self.root, exist_ok=True)
-        root = os.open(self.root, DIRECTORY)
-        stack.callback(os.close, root)
-        state = open_directory(PRIVATE_DIRECTORY, root, 0o700)
-        stack.callback(os.close, state)
-        self.incoming = open_directory("incoming", state, 0o700)
+        make_directories(self.root, directory_mode(self.mode))
+        self._root = os.open(self.root, DIRECTORY)
+        stack.callback(os.close, self._root)
+        self.incoming = self._open_incoming()
         stack.callback(os.close, self.incoming)
         self.owner = Owner.create(self.incoming)
-        stack.callback(self.owner.release)
-        stack.callback(self._remove_owner)
-        self.tree = Tree(root, self.mode)
-        path = os.path.join(self.root, PRIVATE_DIRECTORY, "catalog.db")
-        self.settling = Settling(path, self.tree, self.incoming, self._quota)
+        stack.callback(self._leave_owner)
+        self.tree = Tree(self._root, self.mode)
+        folding = folds_names(self.owner.directory)
+        self.settling = Settling(self.root, self.tree, self.incoming, self._quota, folding)
         stack.callback(self.settling.close)
-        # What is made once is made durable once: the files in it sync their own directories.
-        for directory in (self.incoming, state, root):
-            os.fsync(directory)
+
+    def _open_incoming(self) -> int:
+        """Open the directory above all owners' ones, made and durable."""
+        state = open_directory(PRIVATE_DIRECTORY, self._root, modes.PRIVATE_DIRECTORY)
+        with ExitStack() as opened:
+            opened.callback(os.close, state)
+            incoming = open_directory("incoming", state, modes.PRIVATE_DIRECTORY)
+            with ExitStack() as kept:
+                kept.callback(os.close, incoming)
+                # What is made once is made durable once: its files sync their own directories.
+                for directory in (incoming, state, self._root):
+                    os.fsync(directory)
+                kept.pop_all()
+        return incoming
+
+    def _stand(self) -> None:
+        """Make our directories anew if somebody has removed them, or the root. Raises OSError.
+
+        Each takes the place of the old one behind the same descriptor, so whoever is about to
+        use that is never led elsewhere. What was on its way in below the old ones cannot be
+        settled any more: it is condemned, and received again.
+        """
+        if not self.tree.stands_at(self.root):
+            if os.fstat(self._root).st_nlink:
+                return  # Moved or unmounted: it may come back, and what is there is not ours.
+            _replace(self._root, os.open(self.root, DIRECTORY))
+        own = f"{PRIVATE_DIRECTORY}/incoming/{self.owner.name}"
+        if leads_to(own, self.owner.directory, self._root):
+            return
+        _replace(self.incoming, self._open_incoming())
+        removed, self.owner = self.owner, Owner.create(self.incoming)
+        removed.release()
+        self._left.clear()
+        log.warning("our directories were removed and are made anew", root=self.root)
 
     @classmethod
     async def open(
@@ -104,7 +148,7 @@ class FileTarget:
         *,
         quota: int | None = None,
         disk_reserve: int = 0,
-        mode: int = 0o640,
+        mode: int = modes.FILE_MODE,
         executor: Executor | None = None,
     ) -> FileTarget:
         """Check and set up `root` (made if missing), and clear what dead owners left in it.
@@ -126,10 +170,71 @@ class FileTarget:
 
     def begin(self, item: Item) -> FileIncoming:
         """See `Target.begin`. The first write makes the temporary file."""
-        return FileIncoming(self, item, f"{self.owner.name}/{next(self._numbers)}")
+        return FileIncoming(self, item)
+
+    async def verified(self, unique_id: str) -> Published | None:
+        """What is published under the name, if its file has exactly those bytes; reads it all.
+        One that cannot be read has not. Raises OSError, of the catalogue."""
+
+        def look() -> Published | None:
+            item = self.settling.item(unique_id)
+            try:
+                whole = item and self.tree.holds(unique_id, item.size, item.sha256)
+            except OSError as error:
+                file = os.path.join(self.root, unique_id)
+                log.warning("a published file cannot be read", file=file, cause=str(error))
+                return None
+            return item if whole else None
+
+        return await self.in_thread(look)
+
+    async def shared(self) -> bool:
+        """Whether another process that lives uses the root. Raises OSError."""
+
+        def look() -> bool:
+            with self._sweeping:
+                return any(
+                    Owner.lives(self.incoming, name)
+                    for name in os.listdir(self.incoming)
+                    if name != self.owner.name
+                )
+
+        return await self.in_thread(look)
+
+    async def settle_taken(self, taken: Sequence[Taken]) -> None:
+        """See `Target.settle_taken`."""
+        done = asyncio.get_running_loop().create_future()
+        waiting = set(taken)
+        left: list[FileIncoming] = []
+
+        def told(one: Taken, incoming: FileIncoming, outcome: Verdict | Exception) -> None:
+            if one not in waiting:
+                return
+            if isinstance(outcome, Verdict):
+                incoming.settled(outcome)
+                if incoming.holds:
+                    left.append(incoming)
+            waiting.discard(one)
+            try:
+                one.tell(outcome)
+            except Exception as error:  # noqa: BLE001  raised here, past those told after it
+                if not done.done():
+                    done.set_exception(error)
+            if not waiting and not done.done():
+                done.set_result(None)
+
+        for one in taken:
+            incoming = one.incoming
+            assert isinstance(incoming, FileIncoming)
+            tell = partial(told, one, incoming)
+            self.settling.begin_settling(incoming.item, one.proposal, incoming, tell)
+        if taken:
+            await done
+        if left:
+            await self.in_thread(lambda: _discard(left))
 
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
-        """See `Target.passed`. Raises OSError, TargetUnusable."""
+        """See `Target.passed`. Raises OSError."""
         await self.settling.passed(group, topic, partition, before)
 
     async def sweep(self) -> None:
@@ -147,10 +252,10 @@ class FileTarget:
         next owner or sweep.
         """
         self.closed = True
-        with self._resources:
+        with self._sweeping, self._resources:
             try:
                 self._clear(self.owner, last=True)
-            except (OSError, TargetUnusable) as error:
+            except OSError as error:
                 log.warning("temporary files stay behind", root=self.root, cause=str(error))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -164,8 +269,10 @@ class FileTarget:
                 reason = f"with it the root would hold {taken} bytes, quota {self._quota}"
                 raise Refused(BatchTransferFailed(item.key.request, reason))
             space = os.fstatvfs(self.incoming)
-            if space.f_bavail * space.f_frsize - size < self._disk_reserve:
-                raise OSError(errno.ENOSPC, f"less than {self._disk_reserve} bytes would be free")
+            free = space.f_bavail * space.f_frsize
+            if free - size < self._disk_reserve:
+                cause = f"{free} bytes of disk are free, {self._disk_reserve} of them in reserve"
+                raise OSError(errno.ENOSPC, f"{cause}: make room")
             self.held += size
 
     def release(self, size: int) -> None:
@@ -192,6 +299,10 @@ class FileTarget:
         with self.settling.room:
             self._descriptors -= 1
 
+    def new_name(self) -> str:
+        """For a temporary file: OWNER/NAME."""
+        return f"{self.owner.name}/{next(self._numbers)}"
+
     def remove(self, temporary: str, perhaps_named: bool) -> None:
         """Remove a temporary file, unless a pending row names it. Never raises."""
         if self.closed:
@@ -202,7 +313,7 @@ class FileTarget:
                 if not self.settling.named(temporary):
                     self._unlink(temporary)
                     return
-            except (OSError, TargetUnusable) as error:
+            except OSError as error:
                 log.warning("a temporary file stays", file=temporary, cause=str(error))
             self._left.add(temporary)
 
@@ -221,7 +332,16 @@ class FileTarget:
             os.unlink(temporary, dir_fd=self.incoming)
 
     def _sweep(self) -> None:
-        for name in [] if self.closed else os.listdir(self.incoming):
+        with self._sweeping:
+            if not self.closed:
+                self._clear_dead()
+
+    def _clear_dead(self) -> None:
+        try:
+            self._stand()
+        except OSError as error:
+            log.error("root unusable", reason=_explain(self.root, error))
+        for name in os.listdir(self.incoming):
             try:
                 if name == self.owner.name:
                     self._clear_left()
@@ -231,7 +351,7 @@ class FileTarget:
                     # then can add no row that names one of the files we are about to remove.
                     if owner is not None:
                         self._clear(owner)
-            except (OSError, TargetUnusable) as error:
+            except OSError as error:
                 log.warning("could not clear", owner=name, root=self.root, cause=str(error))
 
     def _clear(self, owner: Owner, last: bool = False) -> None:
@@ -242,31 +362,47 @@ class FileTarget:
         if not last:
             owner.remove()
 
-    def _remove_owner(self) -> None:
-        # After the catalogue's thread has ended and before the lock is given back.
+    def _leave_owner(self) -> None:
+        """After the catalogue's thread has ended."""
         with suppress(OSError):
             self.owner.remove()
+        self.owner.release()
 
     def _clear_left(self) -> None:
+        # Those that are left later may be named by a row that `finish` did not see.
+        left = set(self._left)
         named = {f"{self.owner.name}/{name}" for name in self.settling.finish(self.owner.name)}
-        for temporary in self._left - named:
+        for temporary in left - named:
             self._unlink(temporary)
             self._left.discard(temporary)
+
+
+def _discard(many: Iterable[FileIncoming]) -> None:
+    for incoming in many:
+        incoming.discard()
+
+
+def _replace(descriptor: int, by: int) -> None:
+    """Let `descriptor` be what `by` is, which is closed."""
+    os.dup2(by, descriptor, inheritable=False)
+    os.close(by)
 
 
 class FileIncoming:
     """One file on its way in; see `Incoming`."""
 
-    def __init__(self, target: FileTarget, item: Item, temporary: str) -> None:
+    def __init__(self, target: FileTarget, item: Item) -> None:
         self._target = target
-        self._item = item
-        self._temporary = temporary
+        self.item = item
+        self.temporary = ""
+        """OWNER/NAME of the file, once there is one."""
+        self._size = 0
         # A cancelled settle leaves its thread running: a discard has to wait for it.
         self._lock = threading.Lock()
         self._inode: Inode | None = None
+        self._finished = False
         self._sealed = False
         self._dropped = False
-        self._perhaps_named = False
         self._verdict: Verdict | None = None
 
     def write_at(self, offset: int, data: memoryview | bytes) -> None:
@@ -286,19 +422,33 @@ class FileIncoming:
     async def settle(self, proposal: Verdict) -> Verdict:
         if self._verdict is not None:
             return self._verdict
-        temporary = None
+        received = None
         if proposal.status is Status.COMPLETED:
             assert proposal.size is not None
             assert proposal.sha256 is not None
-            size = proposal.size
-            await self._target.in_thread(lambda: self._seal(size))
-            temporary = self._temporary
-            self._perhaps_named = True
-        release = (lambda: None) if self._inode is None else self._inode.release
-        verdict = await self._target.settling.settle(self._item, proposal, temporary, release)
-        self._verdict, self._perhaps_named = verdict, False
-        await self._target.in_thread(self.discard)
+            received, self._size = self, proposal.size
+            if proposal.size > SMALL:
+                await self._target.in_thread(self.seal)
+        verdict = await self._target.settling.settle(self.item, proposal, received)
+        self.settled(verdict)
+        if self.holds:
+            await self._target.in_thread(self.discard)
         return verdict
+
+    def settled(self, verdict: Verdict) -> None:
+        """The verdict is final."""
+        self._verdict = verdict
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is something to discard."""
+        return self._inode is not None and not self._dropped
+
+    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
+        """See `Incoming.take`. The bytes are made durable with those of others, later."""
+        self.write_at(0, data)
+        self._size = len(data)
+        self.write_out()
 
     def discard(self) -> None:
         """See `Incoming.discard`. Bytes that a pending verdict names stay until it is final."""
@@ -310,13 +460,14 @@ class FileIncoming:
             raise Condemned("the bytes were dropped")
         if self._inode is None:
             try:
-                self._target.tree.check(self._item.unique_id)
+                self._target.tree.check(self.item.unique_id)
             except Obstructed as obstacle:
                 raise self._refused(str(obstacle)) from obstacle
             self._target.take_descriptor()
+            self.temporary = self._target.new_name()
             try:
                 descriptor = os.open(
-                    self._temporary,
+                    self.temporary,
                     os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
                     0o600,
                     dir_fd=self._target.incoming,
@@ -326,21 +477,22 @@ class FileIncoming:
                 raise
             self._inode = Inode(
                 descriptor,
-                lambda size: self._target.admit(self._item, size),
+                lambda size: self._target.admit(self.item, size),
                 self._target.release,
             )
         return self._inode
 
-    def _seal(self, size: int) -> None:
-        """Make the bytes durable. Raises OSError, Refused, Condemned."""
+    def write_out(self) -> None:
+        """See `Received.write_out`."""
         with self._lock:
-            inode = self._begun()
+            self._finish_bytes().write_out()
+
+    def seal(self) -> None:
+        """See `Received.seal`."""
+        with self._lock:
+            inode = self._finish_bytes()
             if self._sealed:
                 return
-            if not inode.trim(size):
-                self._drop()
-                raise Condemned(f"not exactly the item's {size} bytes were written")
-            os.fchmod(inode.descriptor, self._target.mode)
             try:
                 os.fsync(inode.descriptor)
             except OSError as error:
@@ -348,16 +500,38 @@ class FileIncoming:
                 raise Condemned(f"the file could not be synced: {error}") from error
             self._sealed = True
 
-    def _drop(self) -> None:
+    def _finish_bytes(self) -> Inode:
+        inode = self._begun()
+        if not self._finished:
+            if not inode.trim(self._size):
+                self._drop()
+                raise Condemned(f"not exactly the item's {self._size} bytes were written")
+            os.fchmod(inode.descriptor, self._target.mode)
+            self._finished = True
+        return inode
+
+    def release(self) -> None:
+        """See `Received.release`."""
+        if self._inode is not None:
+            self._inode.release()
+
+    def placed(self) -> None:
+        """See `Received.placed`."""
+        with self._lock:
+            self._drop(removed=True)
+
+    def _drop(self, removed: bool = False) -> None:
         if not self._dropped and self._inode is not None:
             with suppress(OSError):  # What close could tell concerns bytes nobody wants.
                 self._inode.close()
             self._target.give_descriptor()
-            self._target.remove(self._temporary, self._perhaps_named)
+            if not removed:
+                perhaps_named = self._sealed and self._verdict is None
+                self._target.remove(self.temporary, perhaps_named)
         self._dropped = True
 
     def _refused(self, cause: str) -> Refused:
-        return Refused(WriteDataFailed(self._item.key.request, cause))
+        return Refused(WriteDataFailed(self.item.key.request, cause))
 
 
 def _explain(root: str, error: OSError) -> str:
@@ -366,10 +540,12 @@ def _explain(root: str, error: OSError) -> str:
             remedy = "give this user write access, or choose another root"
         case errno.ENOTDIR | errno.EEXIST | errno.ELOOP:
             remedy = "something that is no directory stands there; choose another root"
+        case errno.ENOENT:
+            remedy = "make it, or put it back"
         case errno.ENOSPC | errno.EDQUOT:
             remedy = "make room on its file system, or choose another root"
         case errno.EBUSY:
-            remedy = "another process holds the catalogue's lock: end it if it is frozen, or wait"
+            remedy = "end that process if it is frozen, or wait"
         case _:
             remedy = "mend the file system, or choose another root"
     return f"cannot use the root {root}: {error.strerror or error}: {remedy}"

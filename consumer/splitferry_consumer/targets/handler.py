@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from splitferry_consumer.targets import Condemned, Item, Verdict
+from splitferry_consumer.targets import Condemned, Item, Taken, Verdict, settle_each
 from splitferry_consumer.targets.inode import STEP
 from splitferry_consumer.targets.limit import MemoryLimit
 from splitferry_protocol.errors import BatchTransferFailed
@@ -20,8 +20,14 @@ from splitferry_protocol.records import Status
 class ReceivedItem:
     """A whole item.
 
-    `data` is read-only and stays valid as long as it is kept, but the memory limit counts it
-    only until the handler returns.
+    It comes at least once: after a crash between the handler's return and the commit of its
+    result it is received and handled again, under the same request id.
+
+    Attributes:
+        labels: as the splits gave them.
+        data: its bytes, read-only. The view stays valid as long as it is kept, but the memory
+            limit counts it only until the handler returns.
+        sha256: their digest, 32 bytes.
     """
 
     request: RequestId
@@ -33,6 +39,7 @@ class ReceivedItem:
 
 
 Handler = Callable[[ReceivedItem], Awaitable[None]]
+"""Awaited with each whole `mem` item, before its result is told. An exception fails the request."""
 
 
 class HandlerTarget:
@@ -49,6 +56,10 @@ class HandlerTarget:
 
     def begin(self, item: Item) -> HandlerIncoming:
         return HandlerIncoming(self, item)
+
+    async def settle_taken(self, taken: Sequence[Taken]) -> None:
+        """See `Target.settle_taken`."""
+        await settle_each(taken)
 
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
         """Nothing: this target keeps no verdicts."""
@@ -93,6 +104,9 @@ class HandlerIncoming:
             self._verdict = verdict
             self.discard()
         return self._verdict
+
+    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
+        self.write_at(0, data)
 
     def discard(self) -> None:
         with self._lock:

@@ -35,6 +35,8 @@ class Inode:
         self._release = release
         self._written = Coverage()
         self._reserved = Coverage()
+        self._extent = 0
+        """Size that reserving may have given the file."""
         self._granted: list[int] = []
 
     @property
@@ -60,11 +62,18 @@ class Inode:
                 raise OSError(errno.EIO, "a write wrote nothing")
             rest, position = rest[written:], position + written
         self._written.add(offset, end)
-        if offset // WRITE_BACK != end // WRITE_BACK and hasattr(os, "posix_fadvise"):
-            # Linux then begins to write these pages out, and drops none that is not yet on the
-            # disk: the sync at the end finds little left. An error is told by that sync.
+        if offset // WRITE_BACK != end // WRITE_BACK:
             start = offset - offset % WRITE_BACK
-            os.posix_fadvise(self.descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+            self.write_out(start, end - start)
+
+    def write_out(self, offset: int = 0, size: int = 0) -> None:
+        """Set the disk to work on `size` bytes (0: all) at `offset`, and wait for nothing.
+
+        Linux then begins to write these pages out, and drops none that is not yet on the disk:
+        the sync at the end finds little left. An error is told by that sync.
+        """
+        with suppress(OSError, AttributeError):  # It is only a hint, and not known everywhere.
+            os.posix_fadvise(self.descriptor, offset, size, os.POSIX_FADV_DONTNEED)
 
     def read_at(self, offset: int, size: int) -> bytes:
         parts: list[bytes] = []
@@ -83,7 +92,8 @@ class Inode:
         """
         if self._written.missing(0, size) or self._written.end > size:
             return False
-        os.ftruncate(self.descriptor, size)
+        if self._extent > size:
+            os.ftruncate(self.descriptor, size)
         granted, kept = self.charged, size + -size % _PAGE
         self._granted[:] = [kept]
         self._release(granted - kept)
@@ -120,24 +130,24 @@ class Inode:
         first, last = start - start % _PAGE, min(end + -end % _PAGE, OFFSET_MAX)
         for gap, gap_end in self._reserved.missing(first, last):
             self._admit(gap_end - gap)
+            extent = min(gap_end, end)  # So an item that came at once has its size already.
             try:
-                _fallocate(self.descriptor, gap, gap_end - gap)
+                self._fallocate(gap, extent - gap)
             except OSError:
                 self._release(gap_end - gap)
                 raise
             self._granted.append(gap_end - gap)
             self._reserved.add(gap, gap_end)
+            self._extent = max(self._extent, extent)
 
-
-def _fallocate(descriptor: int, offset: int, size: int) -> None:
-    before = os.fstat(descriptor).st_size
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, offset, size)
-    except OSError as error:
-        if error.errno in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
-            return  # This file system cannot reserve: the writes find room or fail.
-        # What a failed call did get stays taken, and keeps the disk full, until it is cut off.
-        with suppress(OSError):
-            os.ftruncate(descriptor, before)
-        raise
+    def _fallocate(self, offset: int, size: int) -> None:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self.descriptor, offset, size)
+        except OSError as error:
+            if error.errno in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+                return  # This file system cannot reserve: the writes find room or fail.
+            # What a failed call did get stays taken, and keeps the disk full, until it is cut off.
+            with suppress(OSError):
+                os.ftruncate(self.descriptor, max(self._extent, self._written.end))
+            raise

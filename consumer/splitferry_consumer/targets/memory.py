@@ -10,7 +10,8 @@ catalogue: two owners of a request make two segments, and the only result that c
 An announced segment lives for the target's lifetime, counted from the announcement, or until a
 reader frees it. That holds beyond `close` and beyond the death of the process: a reader may come
 to the result later than the consumer's restart. What has outlived its time is removed by the
-next sweep of any target on this host.
+next sweep of any target on this host. A segment's mtime says when it was announced, in seconds
+since the host was started: the wall clock may step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from typing import TypeVar
@@ -32,7 +33,7 @@ import structlog
 from splitferry_consumer.paths import DIRECTORY, PERMANENT
 from splitferry_consumer.segment import DIRECTORY as SHARED_MEMORY
 from splitferry_consumer.segment import PREFIX
-from splitferry_consumer.targets import Condemned, Item, Refused, TargetUnusable, Verdict
+from splitferry_consumer.targets import Condemned, Item, Refused, Taken, TargetUnusable, Verdict
 from splitferry_consumer.targets.inode import Inode
 from splitferry_consumer.targets.limit import MemoryLimit
 from splitferry_consumer.targets.owner import Owner
@@ -68,6 +69,8 @@ class MemoryTarget:
         self._executor = executor
         self._numbers = itertools.count()
         self._lock = threading.Lock()
+        self._sweeping = threading.Lock()
+        """A cancelled sweep leaves its thread running, on descriptors that `close` closes."""
         self._announced: dict[str, tuple[int, float]] = {}
         """Bytes, and the monotonic time in seconds when the lifetime ends, by name."""
         self._resources = ExitStack()
@@ -120,6 +123,11 @@ class MemoryTarget:
         """See `Target.begin`."""
         return SegmentIncoming(self, item, next(self._numbers))
 
+    async def settle_taken(self, taken: Sequence[Taken]) -> None:
+        """See `Target.settle_taken`. Nothing is left to do for segments that have their name."""
+        for one in taken:
+            one.tell(await one.incoming.settle(one.proposal))
+
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
         """Nothing: this target keeps no verdicts."""
 
@@ -133,7 +141,7 @@ class MemoryTarget:
 
     def close(self) -> None:
         """Remove what is unfinished; announced segments live on to their time. Blocks."""
-        with self._resources:
+        with self._sweeping, self._resources:
             if self.supported and not self.closed:
                 self._expire()
                 self.closed = True
@@ -183,6 +191,11 @@ class MemoryTarget:
                 self.retract(name)
 
     def _sweep(self) -> None:
+        with self._sweeping:
+            if not self.closed:
+                self._clear_dead()
+
+    def _clear_dead(self) -> None:
         self._expire()
         for name in os.listdir(self.directory):
             owner_name, _, number = name.removeprefix(PREFIX).partition("-")
@@ -204,12 +217,17 @@ class MemoryTarget:
             if name.startswith(f"{owner.name}-"):
                 with suppress(FileNotFoundError):
                     announced = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
-                    if time.time() - announced.st_mtime >= lifetime:
+                    if _now() - announced.st_mtime >= lifetime:
                         os.unlink(name, dir_fd=self.directory)
                     else:
                         alive = True
         if not alive:
             owner.remove()
+
+
+def _now() -> float:
+    """Seconds since the start of the host, the same for all its processes; runs on in suspend."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _lifetime(owner: Owner, default: float) -> float:
@@ -259,6 +277,11 @@ class SegmentIncoming:
                 await self._target.in_thread(self.discard)
             return verdict
         return self._verdict
+
+    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
+        """See `Incoming.take`. The verdict is final with it."""
+        self.write_at(0, data)
+        self._finish(proposal, len(data))
 
     def discard(self) -> None:
         """See `Incoming.discard`. After `settle`: takes the segment away, as if it never was.
@@ -312,7 +335,8 @@ class SegmentIncoming:
             if size == 0:
                 os.pwrite(inode.descriptor, b"\0", 0)  # Nothing can map an empty file.
             os.fchmod(inode.descriptor, self._target.mode)
-            os.utime(inode.descriptor)  # A dead owner's segment is as old as its announcement.
+            now = _now()
+            os.utime(inode.descriptor, (now, now))  # For those who clean up after us.
             os.rename(
                 self._part,
                 self._name,

@@ -63,6 +63,19 @@ class Owner:
                 owner.release()
 
     @classmethod
+    def lives(cls, parent: int, name: str) -> bool:
+        """Whether a process holds the directory."""
+        try:
+            owner = cls._locked(name, parent, 0)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        if owner is not None:
+            owner.release()
+        return False
+
+    @classmethod
     def _locked(cls, name: str, parent: int, flags: int) -> Self | None:
         directory = open_directory(name, parent)
         try:
