@@ -8,11 +8,13 @@ import contextlib
 import click
 from aiokafka import AIOKafkaProducer
 
+from splitferry_producer.cluster import explained
 from splitferry_protocol.codec import crc_header, encode_abort
 from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.errors import BatchTransferNotFound
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Abort, Result, Status
+from splitferry_protocol.rights import TOPIC, Right
 
 from .cluster import administration, ends
 from .command import Command, Common, run
@@ -32,7 +34,7 @@ from .values import Request, Seconds
     """,
 )
 @click.argument("request", type=Request())
-@option("--reason", required=True, metavar="TEXT", help="Stands in the result; up to 1 KiB.")
+@option("--reason", required=True, metavar="TEXT", help="Why, as the result will say; up to 1 KiB.")
 @option("--group", default="splitferry", metavar="GROUP", help="Consumer group to wait for.")
 @option("--timeout", type=Seconds(), default=30, help="How long to wait for the result.")
 @click.pass_obj
@@ -41,10 +43,12 @@ def abort(common: Common, request: RequestId, reason: str, group: str, timeout: 
 
     Exit code 0 when the request ended aborted; 1 when it ended otherwise, or is not known.
     """
+    if not reason.strip():
+        raise click.UsageError("--reason: it is blank: say why", click.get_current_context())
     try:
         value = encode_abort(Abort(request, reason))
-    except ValueError as error:
-        raise click.UsageError(f"--reason: {error}", click.get_current_context()) from error
+    except ValueError as error:  # begins with the field: "reason: "
+        raise click.UsageError(f"--{error}", click.get_current_context()) from error
     result = run(_abort(common, request, value, group, timeout))
     common.output.result(result)
     if result.status is not Status.ABORTED:
@@ -65,7 +69,7 @@ async def _abort(
     if partition is None:
         missing = BatchTransferNotFound(request)
         raise Failure(f"{missing.code}: {missing.message} to group {group}; nothing was written")
-    await _write(connection, names.splits, partition, request, value)
+    await write(connection, names.splits, partition, request, value)
     try:
         async with (
             asyncio.timeout(timeout),
@@ -90,15 +94,17 @@ async def _result_ends(connection: ConnectionSettings, names: Names) -> dict[int
     return await ends(connection, names.results, range(partitions))
 
 
-async def _write(
+async def write(
     connection: ConnectionSettings, topic: str, partition: int, request: RequestId, value: bytes
 ) -> None:
+    """Write an encoded abort record of `request`. Raises ProducerError."""
     options = await asyncio.to_thread(connection.client_options)
     producer = AIOKafkaProducer(**options, enable_idempotence=True)
     try:
-        await producer.start()
-        await producer.send_and_wait(
-            topic, value, request.key, partition, headers=[crc_header(value)]
-        )
+        async with explained(options, Right("Write", TOPIC, topic)):
+            await producer.start()
+            await producer.send_and_wait(
+                topic, value, request.key, partition, headers=[crc_header(value)]
+            )
     finally:
         await producer.stop()

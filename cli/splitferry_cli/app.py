@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import click
 
 from .abort import abort
 from .broker import command as broker
 from .command import Root
+from .completion import completion
 from .consume import consume
+from .dead_letters import dead_letters
 from .demo import demo
+from .replay import replay
 from .result import result
 from .send import send
+from .status import status
 from .topics import topics
 
 splitferry = Root(
@@ -25,6 +27,9 @@ splitferry = Root(
     splitferry send big.iso photos/
     """,
 )
-click.version_option(version("splitferry"), prog_name="splitferry")(splitferry)
-for _command in (consume, send, result, abort, topics, broker, demo):
+click.version_option(package_name="splitferry", prog_name="splitferry")(splitferry)
+for _command in (
+    *(consume, send, status, result, abort, replay),
+    *(dead_letters, topics, broker, demo, completion),
+):
     splitferry.add_command(_command)

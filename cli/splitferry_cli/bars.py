@@ -11,12 +11,21 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
-from .output import Output
+from .output import Output, human_size
+
+
+class _Rate(ProgressColumn):
+    """Rich's own counts in MB, beside MiB."""
+
+    def render(self, task: Task) -> Text:
+        return Text("?" if task.speed is None else f"{human_size(task.speed)}/s")
 
 
 class Bars:
@@ -27,7 +36,7 @@ class Bars:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            _Rate(),
             TimeRemainingColumn(),
             console=output.console,
             transient=True,

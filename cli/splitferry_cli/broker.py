@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError
 
 from .command import Command, Common
 from .kafka_jars import KAFKA_VERSION, BrokerUnavailable, java, kafka_jars
-from .kafka_process import HOST, STOP_SECONDS, free_ports, spawn
+from .kafka_process import HOST, SETTINGS, STOP_SECONDS, free_ports, node, spawn
 from .options import option
 
 __all__ = ["BrokerUnavailable", "LocalBroker", "answers", "command"]
@@ -128,7 +128,8 @@ class LocalBroker:
                     if self._stopping.is_set():
                         raise BrokerUnavailable("the start of the broker was interrupted")
                     ports = self._ports()
-                    self._process = spawn(runtime, jars, self.data, ports, self.log, lock)
+                    settings = self._settings(*(f"{HOST}:{port}" for port in ports))
+                    self._process = spawn(runtime, jars, self.data, settings, self.log, lock)
                 finally:
                     os.close(lock)  # the JVM has its own copy, and with it the lock
             except OSError as error:
@@ -140,6 +141,10 @@ class LocalBroker:
                 raise self._ended()
             self.port = ports[0]
             return self._process
+
+    def _settings(self, clients: str, controller: str) -> dict[str, str]:
+        """By the `HOST:PORT` of its listeners. A test's broker has more."""
+        return SETTINGS | node(clients, clients, controller)
 
     def _own(self, lock: int) -> None:
         end = time.monotonic() + _LOCK_SECONDS
@@ -194,7 +199,13 @@ class LocalBroker:
     def _ended(self) -> BrokerUnavailable:
         lines = self.log.read_text(errors="replace").splitlines()
         causes = [line for line in lines if "Exception" in line or "ERROR" in line]
-        why = causes[-1].strip() if causes else "it gave no reason"
+        code = None if self._process is None else self._process.poll()
+        if code is not None and code < 0:
+            why = f"killed by {signal.Signals(-code).name}"
+        elif causes:
+            why = causes[-1].strip()
+        else:
+            why = "it gave no reason" if code is None else f"exit code {code}"
         return BrokerUnavailable(f"the broker has ended: {why}; its log is {self.log}")
 
 
@@ -206,12 +217,17 @@ class LocalBroker:
     splitferry broker --port 19092 --data /tmp/kafka
     """,
 )
-@option("--port", type=click.IntRange(0, 65535), default=9092, help="On 127.0.0.1; 0: a free one.")
+@option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=9092,
+    help="Port on 127.0.0.1; 0 takes a free one.",
+)
 @option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
     default=platformdirs.user_data_path("splitferry", appauthor=False) / "broker",
-    help="Folder that keeps what the broker holds.",
+    help="Directory that keeps what the broker holds; else one among the user's data.",
 )
 @click.pass_obj
 def command(common: Common, port: int, data: Path) -> None:

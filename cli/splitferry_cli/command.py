@@ -19,7 +19,7 @@ import click
 from splitferry_protocol.connection import SASL_MECHANISMS, SECURITY_PROTOCOLS, ConnectionSettings
 
 from . import logs
-from .failures import Failure, explain, usage
+from .failures import Failure, told, usage
 from .options import Option, defaults_from, read_config
 from .output import Output
 from .topic_rules import Names
@@ -38,6 +38,7 @@ class Common:
     output: Output
     environment: Mapping[str, str]
     """The options of the connection, as a child process takes them."""
+    verbose: bool
 
 
 def _apply_config(ctx: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
@@ -77,22 +78,30 @@ COMMON: Sequence[Option] = (
         help="Kafka brokers to begin with.",
     ),
     *(
-        Option([f"--{name}-topic"], default=f"splitferry.{name}", callback=_topic, metavar="TOPIC")
+        Option(
+            [f"--{name}-topic"],
+            default=f"splitferry.{name}",
+            callback=_topic,
+            metavar="TOPIC",
+            help=f"Topic of the {name.replace('-', ' ')}.",
+        )
         for name in ("splits", "results", "dead-letters")
     ),
     Option(
         ["--security-protocol"],
         type=click.Choice(SECURITY_PROTOCOLS, case_sensitive=False),
         default="PLAINTEXT",
+        help="Whether to encrypt, and whether to log in.",
     ),
     Option(
         ["--sasl-mechanism"],
         type=click.Choice(SASL_MECHANISMS, case_sensitive=False),
         default="PLAIN",
+        help="How to log in.",
     ),
-    Option(["--sasl-username"], metavar="NAME"),
+    Option(["--sasl-username"], metavar="NAME", help="User to log in as."),
     Option(["--sasl-password-file"], type=_FILE, help="File that holds the password."),
-    Option(["--ssl-cafile"], type=_FILE, help="Certificates to trust (PEM)."),
+    Option(["--ssl-cafile"], type=_FILE, help="Certificates to trust (PEM); else the system's."),
     Option(["--ssl-certfile"], type=_FILE, help="Own certificate (PEM)."),
     Option(["--ssl-keyfile"], type=_FILE, help="Key of the own certificate (PEM)."),
     Option(
@@ -188,7 +197,7 @@ class Command(click.Command):
             if given.get(param.name) is not None
         }
         connection = _connection(given, ctx)
-        ctx.obj = Common(connection, names, output, environment)
+        ctx.obj = Common(connection, names, output, environment, verbose)
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
@@ -203,10 +212,7 @@ class Command(click.Command):
         except Exception as error:
             if verbose:
                 traceback.print_exc()
-            said = explain(error, connection.bootstrap_servers)
-            if said is None:
-                said = f"unexpected {type(error).__name__}: {error} (--verbose shows where)"
-            raise Failure(said) from error
+            raise Failure(told(error, connection.bootstrap_servers)) from error
 
 
 class Group(click.Group):

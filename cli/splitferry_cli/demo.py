@@ -28,7 +28,7 @@ from .command import Command, Common, run
 from .consumer_process import ConsumerProcess
 from .failures import Failure
 from .options import option
-from .output import Output, human_size
+from .output import Output, counted, human_size
 from .send import Item, Wanted, items_of, send_all
 from .topic_rules import Names
 from .topics import create_topics
@@ -61,7 +61,7 @@ ITEM_SECONDS = 900
 )
 @click.argument("paths", nargs=-1, metavar="[PATH…]", type=click.Path(exists=True, readable=True))
 @option("--kill/--no-kill", help="Kill the consumer with SIGKILL half-way and start it again.")
-@option("--size", type=ByteSize(), help="Total of the sample files; about 200 MiB without it.")
+@option("--size", type=ByteSize(), help="Total of the sample files; else about 200 MiB.")
 @click.pass_context
 def demo(ctx: click.Context, paths: Sequence[str], kill: bool, size: int | None) -> None:
     """Send files through a real Kafka to a consumer, and compare every byte that arrives.
@@ -229,7 +229,9 @@ async def _check(
     requests = {result.request for result in results}
     failed = len(items) - sum(result.success for result in results)
     return {
-        "every request completed": f"{failed} requests did not complete" if failed else None,
+        "every request completed": f"{counted(failed, 'request', 'requests')} did not complete"
+        if failed
+        else None,
         "every file is the same, byte for byte": await asyncio.to_thread(checks.same_files, pairs),
         "one result each": await checks.one_result_each(connection, names, stage.group, requests),
         "W is at the end of the log": await checks.watermark_at_end(

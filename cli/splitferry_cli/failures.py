@@ -8,10 +8,12 @@ import ssl
 import click
 from aiokafka import errors as kafka
 
+from splitferry_consumer.service import StartError
+from splitferry_consumer.transport import TransportError
 from splitferry_producer import ProducerError
 
 NO_BROKER = (
-    "no Kafka broker answers at {servers}: start one with 'splitferry broker', "
+    "no Kafka broker answers at {servers}: start one with `splitferry broker`, "
     "or name yours with --bootstrap-servers"
 )
 
@@ -28,7 +30,7 @@ def usage(error: click.UsageError) -> str:
     message = " ".join(error.format_message().split()).rstrip(".")
     if error.ctx is None:
         return message
-    return f"{message} (see '{error.ctx.command_path} --help')"
+    return f"{message} (see `{error.ctx.command_path} --help`)"
 
 
 def explain(error: BaseException, servers: str) -> str | None:
@@ -40,6 +42,8 @@ def explain(error: BaseException, servers: str) -> str | None:
     match error:
         case ProducerError():
             return error.message
+        case TransportError() | StartError():
+            return str(error)
         case BaseExceptionGroup():
             return explain(error.exceptions[0], servers)
         case kafka.SaslAuthenticationFailed() | kafka.AuthenticationFailedError():
@@ -55,7 +59,7 @@ def explain(error: BaseException, servers: str) -> str | None:
         ):
             return NO_BROKER.format(servers=servers)
         case kafka.UnknownTopicOrPartitionError():
-            return f"{_said(error, 'a topic does not exist')}: 'splitferry topics create' makes it"
+            return f"{_said(error, 'a topic does not exist')}: `splitferry topics create` makes it"
         case (
             kafka.TopicAuthorizationFailedError()
             | kafka.GroupAuthorizationFailedError()
@@ -69,7 +73,7 @@ def explain(error: BaseException, servers: str) -> str | None:
         case kafka.InvalidTopicError():
             return f"{_said(error, 'a topic name is not valid')}: use letters, digits, . _ and -"
         case kafka.MessageSizeTooLargeError():
-            return "a split is larger than the splits topic takes: see 'splitferry topics check'"
+            return "a split is larger than the splits topic takes: see `splitferry topics check`"
         case kafka.KafkaTimeoutError() | kafka.RequestTimedOutError() | TimeoutError():
             return f"the broker at {servers} did not answer in time"
         case kafka.KafkaError():
@@ -79,6 +83,14 @@ def explain(error: BaseException, servers: str) -> str | None:
         case OSError():
             return _system(error)
     return None
+
+
+def told(error: BaseException, servers: str) -> str:
+    """One line about `error`, also where nobody foresaw it."""
+    said = explain(error, servers)
+    if said is None:
+        said = f"unexpected {type(error).__name__}: {error} (--verbose shows where)"
+    return " ".join(said.split())
 
 
 def _said(error: BaseException, otherwise: str) -> str:

@@ -9,11 +9,13 @@ that thread ends, not the program).
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -81,20 +83,34 @@ def node(clients: str, advertised: str, controller: str) -> dict[str, str]:
 
 
 def free_ports(port: int) -> tuple[int, int]:
-    """`port` (0: a free one) and another free one. Raises OSError when `port` is not free."""
-    with (
-        socket.create_server((HOST, port)) as first,
-        socket.create_server((HOST, 0)) as second,
-    ):
+    """`port` (0: a free one) and another free one. Raises OSError when `port` is not free.
+
+    Free ones are taken below those that the kernel gives to connections (from 32768 on): until
+    the JVM listens there, some client would be given one of these.
+    """
+    with _listening(port) as first, _listening(0) as second:
         return first.getsockname()[1], second.getsockname()[1]
 
 
+def _listening(port: int) -> socket.socket:
+    for chosen in () if port else random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError):
+            return socket.create_server((HOST, chosen))
+    return socket.create_server((HOST, port))
+
+
 def spawn(
-    java: Path, jars: Sequence[Path], data: Path, ports: tuple[int, int], log: Path, lock: int
+    java: Path,
+    jars: Sequence[Path],
+    data: Path,
+    settings: Mapping[str, str],
+    log: Path,
+    lock: int,
 ) -> subprocess.Popen[bytes] | None:
-    """Start Kafka on `ports` (for clients, for its controller) with what it holds in `data`.
+    """Start Kafka with what it holds in `data`.
 
     Args:
+        settings: of the broker, but for where it keeps its logs.
         log: where the JVM writes; begun anew.
         lock: a descriptor which the JVM keeps open as long as it lives.
 
@@ -102,22 +118,21 @@ def spawn(
         The JVM, whose guard leaves when its `stdin` is closed; None when the storage could
         not be formatted (`log` says why).
     """
-    logs, settings = data / "kafka", data / "server.properties"
-    clients, controller = (f"{HOST}:{port}" for port in ports)
-    properties = SETTINGS | node(clients, clients, controller) | {"log.dirs": str(logs)}
-    settings.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+    logs, properties = data / "kafka", data / "server.properties"
+    lines = [f"{name}={value}\n" for name, value in {**settings, "log.dirs": str(logs)}.items()]
+    properties.write_text("".join(lines))
     jvm = [str(java), *_JVM, "-cp", os.pathsep.join(map(str, jars))]
     with log.open("wb") as output:
         if not (logs / "meta.properties").exists():  # written last: the storage is not whole
             cluster = "S" + secrets.token_urlsafe(16)[1:]  # never begins with a dash
-            tool = ["kafka.tools.StorageTool", "format", "-g", "-t", cluster, "-c", str(settings)]
+            tool = ["kafka.tools.StorageTool", "format", "-g", "-t", cluster, "-c", str(properties)]
             formatted = subprocess.run(  # noqa: S603 - our own arguments
                 [*jvm, *tool], stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
             )
             if formatted.returncode:
                 return None
         return subprocess.Popen(  # noqa: S603 - our own arguments
-            [sys.executable, "-I", "-S", "-c", _GUARD, *jvm, "kafka.Kafka", str(settings)],
+            [sys.executable, "-I", "-S", "-c", _GUARD, *jvm, "kafka.Kafka", str(properties)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

@@ -19,11 +19,15 @@ by itself, and nothing is lost but some 20 ms."""
 
 
 class _StandardError(logging.Handler):
-    """Writes to what `sys.stderr` is now: a progress bar puts a proxy in its place."""
+    """Writes to what `sys.stderr` is now: a progress bar puts a proxy in its place.
+
+    A line at a time, which no other process that writes there too can cut in two.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(self.format(record), file=sys.stderr, flush=True)  # noqa: T201
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
         except Exception:  # noqa: BLE001  # as every handler of the standard library
             self.handleError(record)
 
@@ -38,23 +42,33 @@ def demote_retries(record: logging.LogRecord) -> bool:
     return True
 
 
-def configure(*, verbose: bool, service: bool) -> None:
+def configure(*, verbose: bool, service: bool, worker: int | None = None) -> None:
     """Send structlog and the standard library's logging to standard error.
 
     Args:
         verbose: debug messages too.
         service: the command runs until stopped, so aiokafka's warnings matter. For a command
             that ends, its own error message says what went wrong.
+        worker: number of this process among several that write to the same place.
     """
+
+    def numbered(
+        _: object, __: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        return event if worker is None else {"worker": worker, **event}
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        numbered,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if sys.stderr.isatty():
-        last.append(structlog.dev.ConsoleRenderer())
+        # Without the values of variables, among which may be a password.
+        tracebacks = structlog.dev.RichTracebackFormatter(show_locals=False)
+        last.append(structlog.dev.ConsoleRenderer(exception_formatter=tracebacks))
     else:
         last += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
@@ -77,4 +91,5 @@ def configure(*, verbose: bool, service: bool) -> None:
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     quiet = logging.WARNING if service else logging.CRITICAL
     logging.getLogger("aiokafka").setLevel(logging.INFO if verbose else quiet)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for chatty in ("asyncio", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -38,7 +38,7 @@ async def recorded_results(
 ) -> list[Result]:
     """The results of `request`, of `group` or of all groups, as recorded first (no repeats)."""
     async with administration(connection) as cluster:
-        splits = await cluster.partitions(names.splits)
+        splits = await cluster.partitions(names.splits, "Describe")
         results = await cluster.partitions(names.results)
     order = in_order(request, splits)
     for some in ([order[0]], [p for p in range(results) if p != order[0]]):

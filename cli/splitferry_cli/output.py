@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -83,6 +84,19 @@ def human_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def local_time(moment: int) -> str:
+    """A Unix time in ms for people, and for options that take a time."""
+    try:
+        return f"{datetime.fromtimestamp(moment / 1000).astimezone():%Y-%m-%d %H:%M:%S%z}"
+    except (ValueError, OverflowError, OSError):
+        return str(moment)  # whoever wrote the record chose it, and no calendar has it
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 item`, `2 items`."""
+    return f"{number} {one if number == 1 else many}"
 
 
 def result_fields(result: Result) -> dict[str, Any]:

@@ -23,13 +23,19 @@ from .values import Request
     """,
 )
 @click.argument("request", type=Request())
-@option("--group", metavar="GROUP", help="Only what this consumer group recorded.")
+@option(
+    "--group",
+    metavar="GROUP",
+    help="Consumer group that recorded it; else all.",
+)
 @click.pass_obj
 def result(common: Common, request: RequestId, group: str | None) -> None:
     """Print the recorded result of REQUEST; exit code 1 when there is none."""
     found = run(recorded_results(common.connection, common.names, request, group))
     if not found:
-        missing = BatchTransferNotFound(request)
-        raise Failure(f"{missing.code}: {missing.message}: no result is recorded for it")
+        raise Failure(
+            f"{BatchTransferNotFound.code}: request {request}: no result is recorded yet; "
+            "`splitferry status` shows what is open"
+        )
     for one in found:
         common.output.result(one)

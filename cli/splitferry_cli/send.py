@@ -30,7 +30,7 @@ from .bars import Bars
 from .command import Command, Common, run
 from .failures import Failure
 from .options import option
-from .output import Output, human_size, printable
+from .output import Output, counted, human_size, printable
 from .values import ByteSize, Label, Seconds
 
 
@@ -77,30 +77,42 @@ class Wanted:
     """,
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…", type=click.Path(allow_dash=True))
-@option("--unique-id", metavar="ID", help="Name of a single item; a file's own name without it.")
+@option("--unique-id", metavar="ID", help="Name of a single item; else the file's own name.")
 @option(
     "--version",
     type=click.IntRange(0, U64_MAX),
     metavar="V",
-    help="Only a later version replaces an item; the time in ms without it.",
+    help="Only a later version replaces an item; else the time in ms.",
 )
 @option(
     "--node-id",
     type=click.IntRange(0, U32_MAX),
     metavar="N",
-    help="First part of the request ids; drawn once and kept without it.",
+    help="First part of the request ids; else drawn once, and kept.",
 )
 @option(
     "--split-size",
     type=ByteSize(1, PAYLOAD_MAX),
-    help="Payload of a split; without it 512KiB, more for large items.",
+    help="Payload of a split; else 512KiB, more for large items.",
 )
-@option("--memory/--no-memory", help="Into the consumer's shared memory, not into a file.")
-@option("--label", "labels", type=Label(), multiple=True, help="Handed through to the result.")
+@option("--memory/--no-memory", help="Send into the consumer's memory, not into a file.")
+@option(
+    "--label",
+    "labels",
+    type=Label(),
+    multiple=True,
+    help="Handed through to the result; may be given again.",
+)
 @option("--no-wait/--wait", "no_wait", help="Do not wait for the results.")
-@option("--timeout", type=Seconds(), help="For each item, its result included; else no limit.")
-@option("--group", metavar="GROUP", help="Consumer group whose results count; the first else.")
-@option("--parallel", type=click.IntRange(1, 64), default=4, metavar="N", help="Items at a time.")
+@option("--timeout", type=Seconds(), help="Time for each item, its result included; else no limit.")
+@option(
+    "--group",
+    metavar="GROUP",
+    help="Consumer group whose results count; else the first.",
+)
+@option(
+    "--parallel", type=click.IntRange(1, 64), default=4, metavar="N", help="Items sent at a time."
+)
 @click.pass_obj
 def send(
     common: Common,
@@ -118,6 +130,9 @@ def send(
 ) -> None:
     """Send files, folders (each file is one request, named by its path in the folder) or `-`,
     standard input. Waits for the results; exit code 1 when an item did not complete.
+
+    Standard input counts as whole wherever it ends: `set -o pipefail` shows whether its source
+    failed.
     """
     wanted = Wanted(
         time.time_ns() // 1_000_000 if version is None else version,
@@ -144,7 +159,7 @@ def send(
             return await send_all(producer, items, wanted, common.output)
 
     if failed := run(work()):
-        raise Failure(f"{failed} of the items did not complete")
+        raise Failure(f"{counted(failed, 'item', 'items')} did not complete")
 
 
 async def items_of(paths: Sequence[str], unique_id: str | None, block: Block) -> list[Item]:

@@ -1,16 +1,22 @@
-"""What option values look like: byte sizes, seconds, request ids, labels."""
+"""What option values look like: byte sizes, seconds, moments, request ids, offsets, labels."""
 
 from __future__ import annotations
 
 import math
 import re
+import time
+from datetime import datetime
 from typing import Any
 
 import click
 
+from splitferry_consumer.dead_letters import Position
+from splitferry_consumer.modes import mode_problem
 from splitferry_protocol.ids import RequestId
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(i?)(B?)", re.ASCII)
+_AGO = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -68,6 +74,24 @@ class Seconds(click.ParamType[float]):
         return seconds
 
 
+class FileMode(click.ParamType[int]):
+    """A mode of received files, in octal."""
+
+    name = "octal"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if not re.fullmatch(r"(0o?)?[0-7]{3,4}", value, re.ASCII):
+            self.fail(f"{value!r} is not a file mode: write it in octal, as in 0640", param, ctx)
+        mode = int(value.removeprefix("0o"), 8)
+        if problem := mode_problem(mode):
+            self.fail(
+                f"files cannot have the mode {value}: {problem}; try 0640 or 0600", param, ctx
+            )
+        return mode
+
+
 class Request(click.ParamType[RequestId]):
     """A request id, `NODE-SEQUENCE`."""
 
@@ -80,6 +104,43 @@ class Request(click.ParamType[RequestId]):
             return value
         try:
             return RequestId.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Moment(click.ParamType[int]):
+    """A moment, as Unix time in ms: a date, with a time perhaps, or a time span ago."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if match := _AGO.fullmatch(value.strip()):
+            return int((time.time() - int(match[1]) * _SECONDS[match[2]]) * 1000)
+        try:
+            return int(datetime.fromisoformat(value.strip()).timestamp() * 1000)
+        except (ValueError, OverflowError):  # also of a year that no clock has
+            self.fail(
+                f"{value!r} is not a time: write 2026-05-01T12:00 (in your time zone, or with "
+                "another behind it, as +00:00), or 90m, 2h, 3d for so long ago",
+                param,
+                ctx,
+            )
+
+
+class PartitionOffset(click.ParamType[Position]):
+    """A place in a topic, `PARTITION:OFFSET`."""
+
+    name = "partition:offset"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Position:
+        if isinstance(value, Position):
+            return value
+        try:
+            return Position.parse(value.strip())
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
