@@ -1,5 +1,5 @@
 """Writes random bytes to files and syncs each: what the disk can do at most, without Kafka.
-Run by `receive.py` as a process of its own."""
+A side runs it as a process of its own, with one thread."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from pathlib import Path
 
 
 def write(directory: Path, files: int, size: int, step: int) -> tuple[float, float]:
-    """The moments before the first write and after the last sync."""
+    """Create, write, sync and rename each; the moments before the first and after the last."""
     data = os.urandom(step)
     first = time.time()
     for number in range(files):
-        with (directory / str(number)).open("wb", buffering=0) as file:
+        path = directory / f"{number}.part"
+        with path.open("wb", buffering=0) as file:
             for offset in range(0, size, step):
                 file.write(data[: size - offset])
             os.fsync(file)
+        path.rename(directory / str(number))
     return first, time.time()
 
 

@@ -1,5 +1,5 @@
-"""A bare aiokafka consumer that reads a topic to its end and looks at nothing: what the client
-and the broker can do at most on this machine. Run by `receive.py` as a process of its own."""
+"""A bare aiokafka consumer that reads records and looks at nothing: what the client and the
+broker can do at most on this machine. A side runs it as a process of its own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 
 async def drain(
-    servers: str, topic: str, partitions: int, check_crcs: bool, fetch_bytes: int
+    servers: str,
+    topic: str,
+    partitions: Sequence[int],
+    records: int,
+    check_crcs: bool,
+    fetch_bytes: int,
 ) -> tuple[float, float]:
     """The moments at which the first and the last records were handed out."""
     async with AIOKafkaConsumer(
@@ -23,17 +29,13 @@ async def drain(
         check_crcs=check_crcs,
         max_partition_fetch_bytes=fetch_bytes,
     ) as consumer:
-        known = [TopicPartition(topic, number) for number in range(partitions)]
-        ends = await consumer.end_offsets(known)
-        left = {partition: end for partition, end in ends.items() if end}
-        consumer.assign(list(left))
-        assert left, "the topic is empty"
-        first = 0.0
-        while left:
-            for partition, records in (await consumer.getmany(timeout_ms=1000)).items():
+        consumer.assign([TopicPartition(topic, number) for number in partitions])
+        print(json.dumps({"ready": True}), flush=True)
+        first, left = 0.0, records
+        while left > 0:
+            for some in (await consumer.getmany(timeout_ms=1000)).values():
                 first = first or time.time()
-                if records[-1].offset + 1 >= left[partition]:
-                    del left[partition]
+                left -= len(some)
         return first, time.time()
 
 
@@ -41,7 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("servers")
     parser.add_argument("topic")
-    parser.add_argument("partitions", type=int)
+    parser.add_argument("partitions", type=int, nargs="+")
+    parser.add_argument("--records", type=int, required=True, help="to read in all")
     parser.add_argument("--check-crcs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--fetch-bytes", type=int, required=True)
     told = parser.parse_args()

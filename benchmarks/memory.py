@@ -1,32 +1,35 @@
-"""Peak RSS of the consumer while it receives one large file: it must not grow with the payload."""
+"""Peak RSS of the consumer while 8 partitions have a backlog of one file each: it must not grow
+with the payload."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+from functools import partial
 
-from load import GIB, KIB, MIB, options, require_space, stage
-from rounds import Rounds, save, table
+from load import GIB, KIB, MIB, PARTITIONS, options, stage
+from rounds import Rounds, alternate, save, table
 from sides import consume
-
-MOST = 200
-"""MiB."""
 
 
 async def run(told: argparse.Namespace) -> dict[str, Rounds]:
-    total = told.mebibytes * MIB
-    require_space(told.directory, 2 * total + 2 * GIB)
-    async with stage(told) as here, here.loaded(1, total, told.split_size * KIB, 8) as load:
-        measured = {"1 file": {"consume": [await consume(here, load)]}}
-    print(f"\n1 file of {told.mebibytes} MiB, splits of {told.split_size} KiB\n")
-    print(table(measured["1 file"], total, []))
-    print(f"\nat most {MOST} MiB of RSS are wanted")
-    return dict(measured)
+    measured: dict[str, Rounds] = {}
+    async with stage(told, 2 * max(told.mebibytes) * MIB + 2 * GIB) as here:
+        for mebibytes in told.mebibytes:
+            total = mebibytes * MIB
+            async with here.loaded(PARTITIONS, total, told.split_size * KIB) as load:
+                name = f"{mebibytes} MiB"
+                measured[name] = await alternate(
+                    {"consume": partial(consume, here, load)}, told.rounds
+                )
+                print(f"\n{name}\n\n{table(measured[name], total, [])}\n")
+    return measured
 
 
 def parser() -> argparse.ArgumentParser:
-    made = options(__doc__)
-    made.add_argument("--mebibytes", type=int, default=4096, help="of the file")
+    made = options(__doc__, 1)
+    sizes = [64, 512, 4096]
+    made.add_argument("--mebibytes", type=int, nargs="+", default=sizes, help="of all files")
     made.add_argument("--split-size", type=int, default=512, help="KiB")
     return made
 
@@ -34,8 +37,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     told = parser().parse_args(arguments)
     measured = asyncio.run(run(told))
-    settings = {"mebibytes": told.mebibytes, "split_kib": told.split_size}
-    print(f"\nevery run: {save('memory', settings, measured)}")
+    print(f"\nevery run: {save('memory', told, measured)}")
 
 
 if __name__ == "__main__":

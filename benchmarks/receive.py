@@ -1,64 +1,74 @@
-"""How fast a backlog is received, beside a bare aiokafka drain of the same topic and beside
-writing the same bytes to the disk."""
+"""How fast a backlog is received, beside a bare aiokafka drain of the same topic, OpenMSIStream's
+download of the same files from a topic of its own, and writing the same bytes to the disk."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 from functools import partial
-from typing import Any
 
-from load import GIB, KIB, MIB, options, require_space, stage
-from rounds import Rounds, alternate, ratios, save, spread, table
-from sides import consume, disk, drain
+import openmsistream
+from load import GIB, KIB, MIB, options, stage
+from rounds import Rounds, alternate, counted, save, table
+from send import make_files
+from sides import consume, disk, drain, folder
 
-PARTITIONS = 8
-DRAIN, DRAIN_UNCHECKED, CONSUME = "drain, CRC on", "drain, CRC off", "consume"
-LEAST = 0.6
-"""Of the speed of the bare drain."""
+DRAIN, UNCHECKED, CONSUME, DISK = "drain, CRC on", "drain, CRC off", "consume", "disk"
+OPENMSISTREAM = {threads: f"OpenMSIStream, {threads} threads" for threads in (2, 4)}
+BASES = [DRAIN, UNCHECKED, *OPENMSISTREAM.values(), DISK]
 
 
 async def run(told: argparse.Namespace) -> dict[str, Rounds]:
     total = told.mebibytes * MIB
-    require_space(told.directory, 4 * total + GIB)
+    others = set(OPENMSISTREAM.values()) & set(told.sides)
+    if others and not openmsistream.installed():
+        told.sides = [side for side in told.sides if side not in others]
+        others = set()
     measured: dict[str, Rounds] = {}
-    async with stage(told) as here:
+    async with stage(told, 6 * total + GIB) as here:
         for files in told.files:
-            async with here.loaded(files, total, told.split_size * KIB, PARTITIONS) as load:
+            async with contextlib.AsyncExitStack() as held:
+                load = await held.enter_async_context(
+                    here.loaded(files, total, told.split_size * KIB)
+                )
                 sides = {
                     DRAIN: partial(drain, here, load, check_crcs=True),
-                    DRAIN_UNCHECKED: partial(drain, here, load, check_crcs=False),
+                    UNCHECKED: partial(drain, here, load, check_crcs=False),
                     CONSUME: partial(consume, here, load),
-                    "disk": partial(disk, here, load),
+                    DISK: partial(disk, here, load),
                 }
-                measured[f"{files} files"] = await alternate(sides, told.rounds)
+                if others:
+                    with folder(here, "files") as path:
+                        make_files(path, files, total)
+                        topic = await held.enter_async_context(openmsistream.uploaded(here, path))
+                    sides |= {
+                        name: partial(openmsistream.download, here, topic, files, threads)
+                        for threads, name in OPENMSISTREAM.items()
+                    }
+                measured[counted(files)] = await alternate(
+                    {name: side for name, side in sides.items() if name in told.sides}, told.rounds
+                )
     for part, rounds in measured.items():
         print(f"\n{part}, {told.mebibytes} MiB, splits of {told.split_size} KiB\n")
-        print(table(rounds, total, [DRAIN, DRAIN_UNCHECKED]))
-        reached = ratios(rounds, CONSUME, DRAIN)
-        print(f"\nconsume at {spread(reached)} of the bare drain; at least {LEAST} is wanted")
+        print(table(rounds, total, [side for side in BASES if side in rounds]))
     return measured
 
 
 def parser() -> argparse.ArgumentParser:
-    made = options(__doc__)
-    made.add_argument("--rounds", type=int, default=5)
+    made = options(__doc__, 5)
     made.add_argument("--files", type=int, nargs="+", default=[8, 1], help="items of one run")
     made.add_argument("--mebibytes", type=int, default=1024, help="of all files together")
     made.add_argument("--split-size", type=int, default=512, help="KiB")
+    sides = [CONSUME, *BASES]
+    made.add_argument("--sides", nargs="+", choices=sides, default=list(sides))
     return made
 
 
 def main(arguments: list[str] | None = None) -> None:
     told = parser().parse_args(arguments)
     measured = asyncio.run(run(told))
-    settings: dict[str, Any] = {
-        "rounds": told.rounds,
-        "mebibytes": told.mebibytes,
-        "split_kib": told.split_size,
-        "partitions": PARTITIONS,
-    }
-    print(f"\nevery run: {save('receive', settings, measured)}")
+    print(f"\nevery run: {save('receive', told, measured)}")
 
 
 if __name__ == "__main__":

@@ -6,22 +6,29 @@ round to round, ratios are taken within a round, and medians are told with their
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from load import GIB, MIB
+from splitferry_cli.kafka_jars import KAFKA_VERSION
 from watched import Measurement
 
 Side = Callable[[], Awaitable[Measurement]]
 Rounds = Mapping[str, Sequence[Measurement]]
 RESULTS = Path(__file__).parent / "results"
+_PLACES = ("bootstrap_servers", "directory")
+"""Options that say nothing to a reader elsewhere."""
 
 
 async def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, list[Measurement]]:
@@ -53,6 +60,10 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
     return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
+def counted(files: int) -> str:
+    return "1 file" if files == 1 else f"{files} files"
+
+
 def table(rounds: Rounds, total: int, bases: Sequence[str]) -> str:
     """Markdown: medians with their ranges, and speeds as parts of the speeds of `bases`."""
     head = ["side", "s", "MB/s", "CPU s/GiB", "peak RSS, MiB", "s with start", "CPU s with start"]
@@ -74,16 +85,11 @@ def table(rounds: Rounds, total: int, bases: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def save(name: str, settings: Mapping[str, Any], measured: Mapping[str, Rounds]) -> Path:
+def save(name: str, told: argparse.Namespace, measured: Mapping[str, Rounds]) -> Path:
     """Write `results/NAME.json`: every run as it was, with what it ran on."""
     found = {
-        "settings": settings,
-        "machine": {
-            "cores": os.cpu_count(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "aiokafka": version("aiokafka"),
-        },
+        "settings": {key: value for key, value in vars(told).items() if key not in _PLACES},
+        "machine": machine(told.directory),
         "runs": {
             part: {side: [dataclasses.asdict(run) for run in runs] for side, runs in rounds.items()}
             for part, rounds in measured.items()
@@ -91,5 +97,33 @@ def save(name: str, settings: Mapping[str, Any], measured: Mapping[str, Rounds])
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(found, indent=1))
+    path.write_text(json.dumps(found, indent=1) + "\n")
     return path
+
+
+def machine(directory: Path) -> dict[str, Any]:
+    """What figures depend on. Nothing in it names the machine or its user."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    release = ".".join(platform.release().split(".")[:2])
+    models = [line.split(":", 1)[1].strip() for line in cpu.splitlines() if "model name" in line]
+    return {
+        "cores": os.cpu_count(),
+        "cpu": models[0] if models else platform.processor(),
+        "memory_gib": round(psutil.virtual_memory().total / GIB),
+        "file_system": _file_system(directory),
+        "system": f"{platform.system()} {release} {platform.machine()}",
+        "python": platform.python_version(),
+        "aiokafka": version("aiokafka"),
+        "kafka": KAFKA_VERSION,
+        "day": time.strftime("%Y-%m-%d", time.gmtime()),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+def _file_system(directory: Path) -> str:
+    above = [
+        found
+        for found in psutil.disk_partitions(all=True)
+        if directory.resolve().is_relative_to(found.mountpoint)
+    ]
+    return max(above, key=lambda found: len(found.mountpoint)).fstype if above else "unknown"

@@ -25,7 +25,8 @@ STOP_SECONDS = 45
 
 
 class Ended(Exception):
-    """The process ended before it had done its work; the message says what it said last."""
+    """The process ended before it had done its work, or does not get it done; the message says
+    what it said last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,16 @@ class Measurement:
     peak_rss: int
     whole_seconds: float
     whole_cpu_seconds: float
+
+    def __add__(self, other: Measurement) -> Measurement:
+        """Of two processes that worked in the same time."""
+        return Measurement(
+            max(self.seconds, other.seconds),
+            self.cpu_seconds + other.cpu_seconds,
+            self.peak_rss + other.peak_rss,
+            max(self.whole_seconds, other.whole_seconds),
+            self.whole_cpu_seconds + other.whole_cpu_seconds,
+        )
 
 
 class Watched:
@@ -81,9 +92,18 @@ class Watched:
                         self._known.setdefault(child.pid, child)
             self._look()
             await asyncio.sleep(INTERVAL)
-        lines = await asyncio.to_thread(self._lines)
-        said = lines[-1] if lines else "it said nothing"
-        raise Ended(f"a measured process ended with {self._process.returncode}: {said}")
+        raise Ended(f"a measured process ended with {self._process.returncode}: {self.last_word}")
+
+    @property
+    def written(self) -> int:
+        """Bytes that the process itself has written to files so far; what it sent is not in it."""
+        return int(self._known[self._process.pid].io_counters().write_chars)
+
+    @property
+    def last_word(self) -> str:
+        """The last line of its output."""
+        lines = self._lines()
+        return lines[-1] if lines else "it said nothing"
 
     async def said(self, key: str) -> dict[str, Any]:
         """The first line of its output that is a JSON object with `key`."""
@@ -93,6 +113,12 @@ class Watched:
                     said: dict[str, Any] = json.loads(line)
                     return said
             await asyncio.sleep(INTERVAL)
+
+    async def printed(self, text: str, times: int = 1) -> float:
+        """When lines with `text` were there so many times."""
+        while sum(text in line for line in await asyncio.to_thread(self._lines)) < times:
+            await asyncio.sleep(INTERVAL)
+        return time.time()
 
     async def logged(self, event: str) -> float:
         """When it first logged `event`."""
@@ -104,6 +130,10 @@ class Watched:
 
     def _lines(self) -> list[str]:
         return self._log.read_text(errors="replace").splitlines()
+
+    def kill(self) -> None:
+        """SIGKILL, in the midst of its work."""
+        self._process.kill()
 
     def measured(self, first: float, last: float) -> Measurement:
         """The cost between two moments, to be asked for when the second has just passed."""
@@ -126,11 +156,17 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watched(arguments: Sequence[str], log: Path) -> AsyncIterator[Watched]:
+async def watched(
+    arguments: Sequence[str], log: Path, python: Path | None = None
+) -> AsyncIterator[Watched]:
     """Python with `arguments`, all its output in `log`; stopped at the end with SIGTERM."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output
+            python or sys.executable,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=output,
+            stderr=output,
         )
     try:
         yield Watched(process, log)
