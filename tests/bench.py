@@ -92,6 +92,12 @@ class Faulty:
         self._meet("settle")
         return await self.inner.settle(proposal)
 
+    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
+        self.entered.set()
+        self.free.wait()
+        self._meet("take")
+        self.inner.take(data, proposal)
+
     def discard(self) -> None:
         self._meet("discard")
         self.inner.discard()
@@ -119,6 +125,7 @@ class Bench:
     ) -> tuple[WriteSplitDataTaskHandle, Faulty, Recorder]:
         group, incoming, reports = self.group(block, item, write_timeout)
         handle = WriteSplitDataTaskHandle(group, reports)
+        handle.start()
         self.handles.append(handle)
         return handle, incoming, reports
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import signal
+import socket
+import uuid
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from splitferry_cli.broker import answers
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from proxy import HOST, Proxy
+from splitferry_cli.broker import LocalBroker, answers
 from splitferry_cli.kafka_jars import KAFKA_VERSION
 from splitferry_cli.kafka_process import SETTINGS, free_ports, node
+from splitferry_cli.topic_rules import BY_BROKER
 
 T = TypeVar("T")
 
@@ -40,6 +48,35 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` without touching the loop of the test that goes on (asyncio.run would)."""
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(work)
+
+
+async def make_topics(servers: str, partitions: int = 4) -> Topics:
+    """New topics that nobody else uses."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    made = Topics(f"{name}.splits", f"{name}.results", f"{name}.dead-letters")
+    new = [
+        _topic(made.splits, partitions, {"max.message.bytes": str(SPLITS_BYTES)}),
+        _topic(made.results, partitions, {}),
+        _topic(made.dead_letters, 1, {"max.message.bytes": str(DEAD_LETTERS_BYTES)}),
+    ]
+    client = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await client.start()
+    try:
+        answer: Any = await client.create_topics(new)
+        # The client does not raise what the broker answers.
+        assert [error[1] for error in answer.topic_errors] == [0, 0, 0], answer
+        # The controller has them; the broker learns of them a little later.
+        async with asyncio.timeout(60):
+            while any(t["error_code"] for t in await client.describe_topics([t.name for t in new])):
+                await asyncio.sleep(0.05)
+    finally:
+        await client.close()
+    return made
+
+
+def _topic(name: str, partitions: int, configs: dict[str, str]) -> NewTopic:
+    configs = {"message.timestamp.type": BY_BROKER, **configs}
+    return NewTopic(name, partitions, replication_factor=1, topic_configs=configs)
 
 
 def docker_answers() -> bool:
@@ -82,3 +119,58 @@ async def _until_answers(servers: str) -> None:
     async with asyncio.timeout(60):
         while not await answers(servers):
             await asyncio.sleep(0.2)
+
+
+class KillableBroker(LocalBroker):
+    """A broker to be killed, frozen and started again, with the same data on the same ports.
+
+    `bootstrap_servers` leads to it directly, and each of its `proxies` through a network of its
+    own: a client goes on with the address that the listener advertises which it came to.
+    """
+
+    def __init__(self, data: Path, proxies: int = 1) -> None:
+        direct, *ports = quiet_ports(1 + 2 * proxies)
+        self._proxied = list(zip(ports[::2], ports[1::2], strict=True))
+        super().__init__(data, direct)
+
+    def proxy(self, number: int = 0) -> Proxy:
+        """One object at a time for each number: its port is the one that the broker advertises."""
+        return Proxy(*self._proxied[number])
+
+    async def kill(self) -> None:
+        """SIGKILL. `start` begins it again, `stop` ends it gracefully."""
+        self._signal(signal.SIGKILL)
+        await self.stop()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay, the kernel takes new ones, and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self.pid is not None, "not started"
+        os.kill(self.pid, number)
+
+    def _settings(self, clients: str, controller: str) -> dict[str, str]:
+        settings = super()._settings(clients, controller)
+        for number, (before, behind) in enumerate(self._proxied):
+            settings["listeners"] += f",PROXIED{number}://{HOST}:{behind}"
+            settings["advertised.listeners"] += f",PROXIED{number}://{HOST}:{before}"
+            settings["listener.security.protocol.map"] += f",PROXIED{number}:PLAINTEXT"
+        # A killed broker may register again only when the one before counts as gone.
+        settings["broker.session.timeout.ms"] = "3000"
+        return settings
+
+
+def quiet_ports(count: int) -> list[int]:
+    """Free ports that no connection is given as its own meanwhile: the kernel takes those from
+    32768 upwards, and while a broker is down its port would be one of them."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server((HOST, port)):
+            if port not in found:
+                found.append(port)
+    return found

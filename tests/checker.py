@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from splitferry_protocol.codec import InvalidRecord, decode_outcome, decode_record
+from splitferry_protocol.errors import VersionMismatch
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.paths import path_problem
 from splitferry_protocol.records import Abort, Accepted, Block, Result, Split, Status
@@ -40,6 +41,7 @@ LETTER_HEADERS = [
     )
 ]
 PRIVATE = ".splitferry"
+METADATA = re.compile(r"splitferry/1 S=(\d+) P=(\d+) H=(\d+)(?: T=[\w-]{22},[\w-]{22})?")
 
 
 # ---- what is seen
@@ -193,8 +195,8 @@ class Opening:
             return "BatchTransferFailed"
         return None
 
-    def reused_by(self, split: Split) -> bool:
-        completed = self.status is Status.COMPLETED
+    def reused_by(self, split: Split, refused: bool) -> bool:
+        completed = self.status is Status.COMPLETED and not refused
         return (
             split.unique_id != self.split.unique_id
             or split.version != self.split.version
@@ -214,8 +216,13 @@ class Reference:
     repeats: list[tuple[RequestId, bytes]] = field(default_factory=list)
 
 
-def reference(splits: Mapping[int, Sequence[Kept]]) -> Reference:
-    """Read the log once, from its start to its end, within the horizon."""
+def reference(
+    splits: Mapping[int, Sequence[Kept]], refused: Collection[RequestId] = ()
+) -> Reference:
+    """Read the log once, from its start to its end, within the horizon.
+
+    `refused`: requests that were complete, and whose item the target did not take.
+    """
     told = Reference()
     for record in (record for log in splits.values() for record in log):
         try:
@@ -232,7 +239,11 @@ def reference(splits: Mapping[int, Sequence[Kept]]) -> Reference:
                 opening.end(record.offset, Status.ABORTED, "BatchTransferFailed")
             continue
         if opening is None:
-            opening = Opening(record.partition, record.offset, content)
+            # What the first split declares is known, also when it is refused for what it says.
+            opening = Opening(
+                record.partition, record.offset, content,
+                content.total, content.sha256, content.labels,
+            )  # fmt: skip
             told.openings[content.request] = opening
         if opening.status is None:
             if content.reply and opening.reply and content.reply != opening.reply:
@@ -240,7 +251,7 @@ def reference(splits: Mapping[int, Sequence[Kept]]) -> Reference:
             if opening.take(content, record.offset):
                 assert opening.code is not None
                 told.dead_letters.append((record.partition, record.offset, opening.code))
-        elif opening.reused_by(content):
+        elif opening.reused_by(content, content.request in refused):
             told.dead_letters.append((record.partition, record.offset, "BatchTransferError"))
         elif content.reply is not None and content.reply != opening.newest:
             opening.newest = content.reply
@@ -253,12 +264,14 @@ def reference(splits: Mapping[int, Sequence[Kept]]) -> Reference:
 
 def violations(history: History) -> list[str]:
     """What is wrong, each with the number of the rule of DESIGN, "What may never happen"."""
-    expected = reference(history.splits)
     results = [
         outcome
         for outcome in history.outcomes
         if isinstance(outcome.told, Result) and outcome.told.group == history.group
     ]
+    errors = {_told(outcome).request: _told(outcome).error for outcome in results}
+    refused = {request for request, error in errors.items() if isinstance(error, VersionMismatch)}
+    expected = reference(history.splits, refused)
     return [
         *_results(history, expected, results),
         *_events(history, expected),
@@ -375,6 +388,27 @@ def _dead_letters(history: History, expected: Reference) -> Iterator[str]:
         ):
             yield f"3: the dead letter of {place} is not the record that was sent"
     yield from _uneven("3: dead letter", found, Counter(expected.dead_letters))
+    yield from _stopped(history, expected, found)
+
+
+def _stopped(
+    history: History, expected: Reference, found: Counter[tuple[int, int, str]]
+) -> Iterator[str]:
+    """Partitions of which nothing was told from a bad record on."""
+    for partition in history.ends:
+        untold = [
+            letter[1]
+            for letter in expected.dead_letters
+            if letter[0] == partition and not found[letter]
+        ]
+        told = [offset for number, offset, _ in found if number == partition]
+        told += [
+            outcome.told.input.last
+            for outcome in history.outcomes
+            if isinstance(outcome.told, Result) and outcome.partition == partition
+        ]
+        if untold and max(told, default=-1) < min(untold):
+            yield f"7: partition {partition} stopped at the bad record at offset {min(untold)}"
 
 
 def _uneven(name: str, found: Counter[T], wanted: Counter[T]) -> Iterator[str]:
@@ -400,7 +434,7 @@ def _offsets(history: History, expected: Reference, results: Sequence[Outcome]) 
             yield f"8: W of partition {partition} is {watermark}, not at {goal}"
         if not end:
             continue
-        match = re.fullmatch(r"splitferry/1 S=(\d+) P=(\d+) H=(\d+)", metadata)
+        match = METADATA.fullmatch(metadata)
         if match is None:
             yield f"2: the offset of partition {partition} has the metadata {metadata!r}"
             continue
@@ -418,9 +452,10 @@ def _offsets(history: History, expected: Reference, results: Sequence[Outcome]) 
 
 
 def _files(history: History, expected: Reference, results: Sequence[Outcome]) -> Iterator[str]:
+    # Two versions of an item may have the same bytes: the newer one stands for both.
     items = {
         (opening.split.block, opening.split.unique_id, opening.digest): opening
-        for opening in expected.openings.values()
+        for opening in sorted(expected.openings.values(), key=lambda one: one.split.version)
         if opening.status is Status.COMPLETED
     }
     winners: dict[str, Result] = {}

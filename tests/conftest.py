@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from blockbuster import BlockBuster, blockbuster_ctx
 
-from brokers import (
-    DEAD_LETTERS_BYTES,
-    SPLITS_BYTES,
-    Topics,
-    broker_in_docker,
-    docker_answers,
-    run,
-)
+from brokers import Topics, broker_in_docker, docker_answers, make_topics, run
 from splitferry_cli.broker import LocalBroker
 
 PACKAGES = ["splitferry_protocol", "splitferry_producer", "splitferry_consumer", "splitferry_cli"]
@@ -63,25 +53,6 @@ def topics(bootstrap_servers: str) -> Callable[..., Awaitable[Topics]]:
     """`await topics(partitions=4)`: new topics that nobody else uses."""
 
     async def create(partitions: int = 4) -> Topics:
-        name = f"test-{uuid.uuid4().hex[:12]}"
-        made = Topics(f"{name}.splits", f"{name}.results", f"{name}.dead-letters")
-        new = [
-            _topic(made.splits, partitions, {"max.message.bytes": str(SPLITS_BYTES)}),
-            _topic(made.results, partitions, {}),
-            _topic(made.dead_letters, 1, {"max.message.bytes": str(DEAD_LETTERS_BYTES)}),
-        ]
-        client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-        await client.start()
-        try:
-            answer: Any = await client.create_topics(new)
-        finally:
-            await client.close()
-        # The client does not raise what the broker answers.
-        assert [error[1] for error in answer.topic_errors] == [0, 0, 0], answer
-        return made
+        return await make_topics(bootstrap_servers, partitions)
 
     return create
-
-
-def _topic(name: str, partitions: int, configs: dict[str, str]) -> NewTopic:
-    return NewTopic(name, partitions, replication_factor=1, topic_configs=configs)

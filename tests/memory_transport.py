@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from splitferry_consumer.bookmark import TopicIds
 from splitferry_consumer.transport import (
     FateUnknown,
     Fenced,
@@ -101,12 +102,14 @@ class Kafka:
         self.logs: defaultdict[tuple[str, int], Log] = defaultdict(Log)
         self.offsets: dict[int, tuple[int, str]] = {}
         self.calls: list[str] = []
-        self.faults: defaultdict[str, deque[Exception | Fate | None]] = defaultdict(deque)
+        self.faults: defaultdict[str, deque[BaseException | Fate | None]] = defaultdict(deque)
         """What goes wrong with the next calls of an operation; None: nothing. See `Fate`."""
         self.gates: defaultdict[str, asyncio.Event] = defaultdict(_opened)
         """A call of an operation waits while its gate is cleared."""
         self.size_limits: dict[str, int] = {}
         """Bytes that a value of a topic may have."""
+        self.topics: TopicIds = ("splits-1".ljust(22, "_"), "results-1".ljust(22, "_"))
+        """Another id is another topic of the same name."""
         self.writers: list[MemoryWriter] = []
         """All that were handed out."""
         self.grown = asyncio.Event()
@@ -153,7 +156,7 @@ class Kafka:
     def strike(self, operation: str) -> Fate | None:
         """The planned fault."""
         fault = self.faults[operation].popleft() if self.faults[operation] else None
-        if isinstance(fault, Exception):
+        if isinstance(fault, BaseException):
             raise fault
         return fault
 
@@ -279,9 +282,16 @@ class MemoryTransport:
         return self.silent_for
 
     def end(self, partition: int) -> int | None:
+        return self.kafka.logs[SPLITS, partition].end
+
+    def stable_end(self, partition: int) -> int | None:
         return self.kafka.logs[SPLITS, partition].stable
 
     # ---- taking
+
+    async def topics(self, age: float) -> TopicIds:
+        await self.kafka.ask("topics")
+        return self.kafka.topics
 
     async def writer(self, partition: int) -> MemoryWriter:
         await self.kafka.ask("writer")
@@ -303,7 +313,7 @@ class MemoryTransport:
         log = self.kafka.logs[RESULTS, partition]
         return log.start, log.end
 
-    async def results(self, partition: int, start: int, end: int) -> AsyncIterator[Record]:
+    async def results(self, partition: int, start: int, end: int) -> AsyncGenerator[Record, None]:
         await self.kafka.ask("results")
         log = self.kafka.logs[RESULTS, partition]
         for record in log.read(start, min(end, log.stable)):

@@ -43,9 +43,10 @@ class Owner:
         batch: int = 1000,
         write_timeout: float = 60.0,
         feed: bool = True,
+        member: MemoryTransport | None = None,
     ) -> None:
         self.kafka = kafka
-        self.member = MemoryTransport(kafka, batch)
+        self.member = member or MemoryTransport(kafka, batch)
         self.member.positions[number] = 0
         self.background: set[asyncio.Task[None]] = set()
         workshop = Workshop(threads, Gauge(flow or Flow(2**30)), write_timeout)

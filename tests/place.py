@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from brokers import Topics
 from checker import History, read_history
 from splitferry_cli.checks import lag
-from splitferry_consumer import Handler, Service, Settings
+from splitferry_consumer import Consumer, Handler, Settings
 from splitferry_producer import Producer
 from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.ids import RequestId
@@ -51,25 +51,19 @@ class Place:
         return ConnectionSettings(self.servers)
 
     @asynccontextmanager
-    async def serving(self, handler: Handler | None = None, **changes: Any) -> AsyncIterator[None]:
+    async def serving(
+        self, handler: Handler | None = None, **changes: Any
+    ) -> AsyncIterator[Consumer]:
         """A consumer that runs meanwhile, and then stops in its phases."""
         settings = Settings(
             self.connection,
-            self.root,
-            self.group,
-            self.names.splits,
-            self.names.results,
-            self.names.dead_letters,
-            **{"session_timeout": 2.0, **changes},
+            splits_topic=self.names.splits,
+            results_topic=self.names.results,
+            dead_letters_topic=self.names.dead_letters,
+            **{"root": self.root, "group": self.group, "session_timeout": 2.0, **changes},
         )
-        service = Service(settings, handler)
-        running = asyncio.create_task(service.run())
-        try:
-            yield
-        finally:
-            service.stop()
-            async with asyncio.timeout(BOUND):
-                await running
+        async with Consumer(settings, handler) as consumer:
+            yield consumer
 
     def producer(self, **options: Any) -> Producer:
         return Producer(

@@ -9,6 +9,7 @@ import os
 import signal
 import sqlite3
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
@@ -32,7 +33,7 @@ from splitferry_cli.consumer_process import ConsumerProcess
 from splitferry_consumer.segment import attach
 from splitferry_protocol.codec import decode_outcome
 from splitferry_protocol.ids import RequestId
-from splitferry_protocol.records import Result
+from splitferry_protocol.records import Block, Result
 
 SESSION = 1.0
 """Seconds: how long Kafka takes a dead consumer for a living one. Less than a default broker
@@ -65,6 +66,7 @@ class Consumer(ConsumerProcess):
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         super().__init__((), environment, log)
         self.log = log
+        self.workers = int(environment.get("SPLITFERRY_WORKERS", 1))
 
     def heard(self, event: str) -> int:
         """How often the log tells `event`. Fails when the process has ended by itself."""
@@ -72,6 +74,10 @@ class Consumer(ConsumerProcess):
         with suppress(FileNotFoundError):
             return self.log.read_text().count(f'"event": "{event}"')
         return 0
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
 
     @property
     def pid(self) -> int:
@@ -101,9 +107,12 @@ class Stage:
         self.sightings: list[Sighting] = []
         self.trees: list[Tree] = []
         self.consumers: list[Consumer] = []
+        self.environment: dict[str, str] = {}
+        """Of every consumer that is started from now on, besides its options."""
         self._committed = self._bounds("read_committed")
         self._uncommitted = self._bounds("read_uncommitted")
         self._results: list[TopicPartition] = []
+        self._watching: list[asyncio.Task[None]] = []
 
     def _bounds(self, isolation: str) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
@@ -128,7 +137,7 @@ class Stage:
             **options,
         }
         made = Consumer(
-            {f"SPLITFERRY_{name}": value for name, value in environment.items()},
+            {f"SPLITFERRY_{name}": value for name, value in environment.items()} | self.environment,
             self.logs / f"{len(self.consumers)}.log",
         )
         self.consumers.append(made)
@@ -160,6 +169,10 @@ class Stage:
         """The files as they are now; kept for the checker."""
         self.trees.append(look(self.root))
         return self.trees[-1]
+
+    def writing(self) -> int:
+        """How many files are on their way in."""
+        return sum(not path.endswith("/lock") for path in self.look().temporary)
 
     def verdicts(self) -> dict[RequestId, bool]:
         """Requests with a verdict row, and whether its rename is pending. No consumer may run.
@@ -194,22 +207,33 @@ class Stage:
             database.execute("ROLLBACK")
         return False
 
-    async def _watch(self) -> None:
+    def watch(self, results: list[TopicPartition]) -> None:
+        """From now on also look at these partitions of the results."""
+        self._results += results
+        self._watching.append(asyncio.create_task(self._watch(results)))
+
+    async def _watch(self, results: list[TopicPartition]) -> None:
         """Look at each item at the moment its result can be read."""
         reader = self._bounds("read_committed")
         await reader.start()
         try:
-            reader.assign(self._results)
+            reader.assign(results)
             while True:
                 for records in (await reader.getmany(timeout_ms=100)).values():
                     for record in records:
                         told = decode_outcome(record.key, record.value)
                         if isinstance(told, Result) and not told.repeat:
-                            if told.success:
+                            if told.success and self._lives(told):
                                 self.sightings.append(await asyncio.to_thread(self._sight, told))
                             self.results[told.request] = told
         finally:
             await reader.stop()
+
+    def _lives(self, result: Result) -> bool:
+        """Not when its segment's lifetime, which begins when it is settled, may be over before
+        we look: on a slow machine the commit takes a while, and so do we."""
+        age = time.time() - result.finished_at / 1000
+        return result.block is Block.FILE or age < LIFETIME / 2
 
     def _sight(self, result: Result) -> Sighting:
         assert result.target is not None
@@ -224,15 +248,15 @@ class Stage:
 
     def segments(self) -> list[str]:
         """Announced segments of this stage's consumers, and directories of dead ones."""
-        running = {c.pid for c in self.consumers if c._process is not None}
+        running = sum(c.workers for c in self.consumers if c._process is not None)
         found: list[str] = []
         for directory in SHARED_MEMORY.glob("splitferry-*/"):
             with suppress(OSError):
                 if (directory / "lock").read_text() == self.lifetime:
                     found += [path.name for path in SHARED_MEMORY.glob(f"{directory.name}-*")]
                     found.append(directory.name)
-        # A living consumer has one directory, with nothing left in it at the end.
-        return found if len(found) > len(running) else []
+        # A living worker has one directory, with nothing left in it at the end.
+        return found if len(found) > running else []
 
     async def settle(self, held: int = 0) -> None:
         """Wait until W is at the end, or `held` records before it, and the memory is free."""
@@ -271,18 +295,16 @@ async def stage(servers: str, names: Topics, directory: Path) -> AsyncIterator[S
     made = Stage(servers, names, directory)
     await made._committed.start()
     await made._uncommitted.start()
-    watching = None
     try:
         ends = await read_topic(servers, names.results)
-        made._results = [TopicPartition(names.results, number) for number in ends[1]]
-        watching = asyncio.create_task(made._watch())
+        made.watch([TopicPartition(names.results, number) for number in ends[1]])
         yield made
     except BaseException:
         for consumer in made.consumers[-2:]:
             print(f"{consumer.log}:", *consumer.log.read_text().splitlines()[-40:], sep="\n")
         raise
     finally:
-        if watching is not None:
+        for watching in made._watching:
             watching.cancel()
             await asyncio.wait([watching])
         for consumer in made.consumers:

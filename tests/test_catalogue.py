@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitferry_consumer.catalogue import Catalogue, Row
+from splitferry_consumer.catalogue import Catalogue, Proposal, Row
 from splitferry_consumer.targets import Item, TargetUnusable, Verdict
 from splitferry_protocol.errors import (
     CODES,
@@ -54,14 +54,14 @@ def decide(
     quota: int | None = None,
 ) -> Row:
     with catalogue.transaction():
-        return catalogue.decide(what, proposal, temporary, quota)[0]
+        return catalogue.decide([Proposal(what, proposal, temporary)], quota)[0][0]
 
 
 def publish(catalogue: Catalogue, what: Item, size: int = 10) -> Row:
     row = decide(catalogue, what, completed(size))
     assert row.temporary == "owner/0"
     with catalogue.transaction():
-        return catalogue.publish(row)
+        return catalogue.publish([row])[0]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_first_writer_wins(catalogue: Catalogue) -> None:
 def test_the_next_owner_points_the_row_to_its_own_bytes(catalogue: Catalogue) -> None:
     decide(catalogue, item(), completed())
     with catalogue.transaction():
-        row, before = catalogue.decide(item(), completed(), "next/0", None)
+        ((row, before),) = catalogue.decide([Proposal(item(), completed(), "next/0")], None)
     assert (row.temporary, before) == ("next/0", "owner/0")
     assert catalogue.pending("owner") == []
     assert catalogue.pending("next") == [row]
@@ -125,22 +125,22 @@ def test_a_pending_version_counts_as_held(catalogue: Catalogue) -> None:
     # The same request for another group is the same item, not another.
     assert decide(catalogue, item(5, group="h"), completed()).verdict.status == "completed"
     with catalogue.transaction():
-        catalogue.finish(pending, refused)
+        catalogue.finish([replace(pending, verdict=refused)])
         row = catalogue.find(item(5, group="h").key)
         assert row is not None
-        catalogue.finish(row, refused)
+        catalogue.finish([replace(row, verdict=refused)])
     assert decide(catalogue, item(4, 3), completed()).verdict.status == "completed"
 
 
 def test_superseded_by_what_is_published_or_pending(catalogue: Catalogue) -> None:
     old = decide(catalogue, item(1), completed())
     new = decide(catalogue, item(2, 2), completed())
-    assert not catalogue.superseded(old)
-    assert catalogue.superseded(old, by_pending=True)
+    assert catalogue.standing() == dict.fromkeys((old.key, new.key), ("owner/0", False, True))
+    assert catalogue.newer_pending(old) == [new]
     with catalogue.transaction():
-        catalogue.publish(new)
-    assert catalogue.superseded(old)
-    assert not catalogue.superseded(old, by_pending=True)
+        catalogue.publish([new])
+    assert catalogue.standing() == {old.key: ("owner/0", True, False)}
+    assert catalogue.newer_pending(old) == []
 
 
 def test_totals_and_quota(catalogue: Catalogue) -> None:
@@ -154,6 +154,23 @@ def test_totals_and_quota(catalogue: Catalogue) -> None:
     over = decide(catalogue, item(1, 5, "third"), completed(1), quota=100)
     assert isinstance(over.verdict.error, BatchTransferFailed)
     assert over.verdict.error.reason == "with it the root would hold 101 bytes, quota 100"
+
+
+def test_names_spelled_alike_where_the_root_folds_them(tmp_path: Path) -> None:
+    exact = Catalogue(str(tmp_path / "exact.db"))
+    folding = Catalogue(str(tmp_path / "folding.db"), folding=True)
+    for catalogue in (exact, folding):
+        publish(catalogue, item(unique_id="a/\u00e9"))
+        decide(catalogue, item(1, 2, "Pending"), completed())
+    for sequence, name in enumerate(("A/\u00e9", "a/e\u0301", "pending"), 3):
+        refused = decide(folding, item(9, sequence, name), completed()).verdict
+        assert isinstance(refused.error, BatchTransferFailed)
+        assert "takes its name for that of" in refused.error.reason
+        assert decide(exact, item(9, sequence, name), completed()).verdict.error is None
+    assert decide(folding, item(2, 9, "a/\u00e9"), completed()).verdict.error is None
+    assert decide(folding, item(1, 10, "b/\u00e9"), completed()).verdict.error is None
+    exact.close()
+    folding.close()
 
 
 def test_passed_forgets_only_final_rows_of_that_partition(catalogue: Catalogue) -> None:
@@ -173,7 +190,7 @@ def test_passed_forgets_only_final_rows_of_that_partition(catalogue: Catalogue) 
 def test_a_transaction_is_all_or_nothing(catalogue: Catalogue) -> None:
     def write_and_fail() -> None:
         with catalogue.transaction():
-            catalogue.decide(item(), completed(), "owner/0", None)
+            catalogue.decide([Proposal(item(), completed(), "owner/0")], None)
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -209,9 +226,8 @@ def test_what_sqlite_cannot_do_for_now_is_an_os_error(
 
     def fill() -> None:
         with second.transaction():
-            for sequence in range(2, 100):
-                what = item(1, sequence, f"item {sequence}")
-                second.decide(what, completed(), "owner/0", None)
+            items = [item(1, sequence, f"item {sequence}") for sequence in range(2, 100)]
+            second.decide([Proposal(what, completed(), "owner/0") for what in items], None)
 
     with pytest.raises(OSError, match="full") as full:
         fill()

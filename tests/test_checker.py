@@ -226,6 +226,20 @@ def with_letters(change: Callable[[list[Kept]], list[Kept]]) -> Callable[[Histor
     return lambda history: replace(history, dead_letters=change(list(history.dead_letters)))
 
 
+def stopped_at(offset: int) -> Callable[[History], History]:
+    """Nothing is told from that record on."""
+
+    def mutate(history: History) -> History:
+        kept = [
+            o
+            for o in history.outcomes
+            if not isinstance(o.told, Result) or o.told.input.last < offset
+        ]
+        return replace(history, outcomes=kept, dead_letters=[], committed={0: (offset, "")})
+
+    return mutate
+
+
 OTHER = hashlib.sha256(b"other").digest()
 ITEM = f"items/{ONE}"
 MUTATIONS: list[tuple[str, str, Callable[[History], History]]] = [
@@ -265,6 +279,7 @@ MUTATIONS: list[tuple[str, str, Callable[[History], History]]] = [
     ("5", "repeat twice", twice(ONE, repeat=True)),
     ("5", "S too far", at(8, "splitferry/1 S=2 P=0 H=1000")),
     ("6", "left behind", with_tree(temporary=[".splitferry/incoming/x/1"])),
+    ("7", "a bad record stops", stopped_at(5)),
     ("8", "W behind", at(3)),
     ("8", "nothing committed", lambda h: replace(h, committed={})),
     ("9", "outside", with_tree(outside=["/elsewhere"])),
@@ -293,4 +308,16 @@ def test_a_mismatch_needs_another_request_with_that_version() -> None:
     digest = hashlib.sha256(b"new").digest()
     history = changed(history, index, history.outcomes[index]._replace(told=refused))
     history = replace(history, tree=Tree({f"items/{ONE}": digest}), sightings=[])
+    assert violations(history) == []
+
+
+def test_two_versions_of_an_item_may_have_the_same_bytes() -> None:
+    newer = cut(ONE, b"same", 4, unique_id="item", version=2)
+    older = cut(TWO, b"same", 4, unique_id="item", version=1)
+    history = sound(
+        {
+            0: log_of(message(newer[0], 1))[0],
+            1: [record._replace(partition=1) for record in log_of(message(older[0], 1))[0]],
+        }
+    )
     assert violations(history) == []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +14,22 @@ import click
 import pytest
 from aiokafka import errors as kafka
 from click.testing import CliRunner
+from rich.console import Console
 
 from splitferry_cli.app import splitferry
+from splitferry_cli.bars import Bars
 from splitferry_cli.failures import explain
 from splitferry_cli.logs import demote_retries
-from splitferry_cli.output import human_size, plain, result_fields, result_text
+from splitferry_cli.output import (
+    Output,
+    counted,
+    human_size,
+    local_time,
+    plain,
+    result_fields,
+    result_text,
+)
+from splitferry_cli.values import Moment
 from splitferry_producer import ProducerError
 from splitferry_protocol.errors import BatchTransferFailed
 from splitferry_protocol.ids import RequestId
@@ -39,7 +52,8 @@ IDS = [" ".join(path) or "splitferry" for path, _ in ALL]
 def test_the_commands_are_those_of_the_contract() -> None:
     assert set(IDS) == {
         *("splitferry", "consume", "send", "result", "abort", "topics", "topics create"),
-        *("topics check", "broker", "demo"),
+        *("topics check", "broker", "demo", "replay", "completion", "status", "dead-letters"),
+        *("dead-letters list", "dead-letters show", "dead-letters requeue"),
     }
 
 
@@ -74,16 +88,6 @@ def test_version() -> None:
     assert outcome.output.startswith("splitferry, version ")
 
 
-def test_shell_completion_knows_the_commands() -> None:
-    env = {
-        "_SPLITFERRY_COMPLETE": "bash_complete",
-        "COMP_WORDS": "splitferry co",
-        "COMP_CWORD": "1",
-    }
-    outcome = CliRunner().invoke(splitferry, [], env=env, prog_name="splitferry")
-    assert outcome.output.split() == ["plain,consume"]
-
-
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -104,7 +108,8 @@ def test_shell_completion_knows_the_commands() -> None:
         (["consume", "--root", __file__], "--root"),
         (["result", "7"], "NODE-SEQUENCE"),
         (["abort", "7-42"], "--reason"),
-        (["abort", "7-42", "--reason", "x" * 1025], "--reason"),
+        (["abort", "7-42", "--reason", "x" * 1025], "Error: --reason: 1025 bytes, "),
+        (["abort", "7-42", "--reason", " \n"], "Error: --reason: it is blank: say why"),
         (["topics", "create", "--partitions", "0"], "--partitions"),
         (["demo", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
@@ -199,6 +204,39 @@ def test_names_cannot_steer_the_terminal() -> None:
 )
 def test_sizes_for_people(size: int, text: str) -> None:
     assert human_size(size) == text
+
+
+def test_one_of_a_kind_is_told_in_the_singular() -> None:
+    told = [counted(number, "item is", "items are") for number in (0, 1, 2)]
+    assert told == ["0 items are", "1 item is", "2 items are"]
+
+
+def test_a_time_that_is_told_can_be_given_back() -> None:
+    assert Moment().convert(local_time(1_777_636_800_999), None, None) == 1_777_636_800_000
+    assert local_time(2**63 - 1)  # whatever a record says
+
+
+def test_a_request_without_a_result_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none(*_: object) -> list[Result]:
+        return []
+
+    monkeypatch.setattr("splitferry_cli.result.recorded_results", none)
+    outcome = CliRunner().invoke(splitferry, ["result", "7-42"], prog_name="splitferry")
+    assert outcome.exit_code == 1
+    assert "request 7-42: no result is recorded yet; `splitferry status` shows" in outcome.stderr
+
+
+def test_the_bars_of_send_count_in_one_unit() -> None:
+    shown = io.StringIO()
+    output = Output(as_json=False)
+    output.console = Console(file=shown, force_terminal=True, width=120)
+    with Bars(output, 100 * 2**20) as bars, bars.item("a", 100 * 2**20) as more:
+        for _ in range(25):
+            time.sleep(0.01)
+            more(2**20)
+        bars._progress.refresh()
+    assert "MiB/s" in shown.getvalue()
+    assert "MB" not in shown.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitferry_cli.values import ByteSize, Label, Request, Seconds, parse_size
+from splitferry_cli.values import ByteSize, FileMode, Label, Request, Seconds, parse_size
 from splitferry_protocol.ids import RequestId
 
 
@@ -53,6 +53,12 @@ def test_what_is_no_size(text: str) -> None:
         (Seconds(), "nan"),
         (Seconds(), "inf"),
         (Seconds(), "soon"),
+        (FileMode(), "640640"),
+        (FileMode(), "rw-"),
+        (FileMode(), "0648"),
+        (FileMode(), "0666"),
+        (FileMode(), "0750"),
+        (FileMode(), "0440"),
         (Request(), "7"),
         (Request(), "07-1"),
         (Label(), "novalue"),
@@ -69,6 +75,9 @@ def test_good_values_pass_and_pass_again() -> None:
     for kind, text, value in (
         (ByteSize(1, 20), "20", 20),
         (Seconds(), "0.5", 0.5),
+        (FileMode(), "0600", 0o600),
+        (FileMode(), "640", 0o640),
+        (FileMode(), "0o644", 0o644),
         (Request(), "7-42", RequestId(7, 42)),
         (Label(), "a=b=c", ("a", "b=c")),
     ):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitferry_consumer.flow import MINIMUM_SHARE, Flow, Gauge
+from splitferry_consumer.flow import MINIMUM_SHARE, RECORD_OVERHEAD, Flow, Gauge, weight
 
 
 def test_a_partition_is_full_at_the_high_mark_and_goes_on_at_the_low_one() -> None:
@@ -20,6 +20,12 @@ def test_a_partition_is_full_at_the_high_mark_and_goes_on_at_the_low_one() -> No
         gauge.add(size)
         seen.append(gauge.full)
     assert seen == [full for _, full in steps]
+
+
+def test_a_view_weighs_as_much_as_the_value_that_it_keeps_in_memory() -> None:
+    value = bytes(1000)
+    assert weight(memoryview(value)[999:]) == weight(value) == RECORD_OVERHEAD + 1000
+    assert weight(None) == RECORD_OVERHEAD
 
 
 def test_busy_partitions_share_the_whole_and_none_is_starved() -> None:

@@ -12,10 +12,28 @@ from typing import Any
 import pytest
 from tenacity import wait_none
 
-from bench import EIO, REQUEST, Bench, captured_logs, complete, open_bench, task, until
+from bench import (
+    EIO,
+    REQUEST,
+    Bench,
+    Faulty,
+    Recorder,
+    captured_logs,
+    complete,
+    open_bench,
+    task,
+    until,
+)
 from splitferry_consumer import group as group_module
-from splitferry_consumer.group import Ending
-from splitferry_consumer.targets import Condemned, Item, Refused, Verdict
+from splitferry_consumer.flow import weight
+from splitferry_consumer.group import (
+    WHOLE_MAX,
+    Ending,
+    SettleTaken,
+    WriteSplitDataTaskHandle,
+    take_whole,
+)
+from splitferry_consumer.targets import Condemned, Item, Refused, Verdict, settle_each
 from splitferry_protocol.errors import (
     BatchTransferFailed,
     SplitTaskFailed,
@@ -239,9 +257,9 @@ async def test_bytes_in_flight_are_counted_until_they_are_written(bench: Bench) 
     incoming.free.clear()
     handle.submit_split(task(0, b"abc"))
     handle.submit_split(task(3, b"de"))
-    assert bench.gauge.bytes == 5
+    assert bench.gauge.bytes == weight(b"abc") + weight(b"de")
     await until(incoming.entered.is_set)
-    assert bench.gauge.bytes == 5
+    assert bench.gauge.bytes == weight(b"abc") + weight(b"de")
     incoming.free.set()
     await until(lambda: bench.gauge.bytes == 0)
 
@@ -519,3 +537,106 @@ async def test_closing_before_the_first_step_leaves_nothing(bench: Bench) -> Non
     assert reports.told == []
     with pytest.raises(asyncio.CancelledError):
         await handle.wait()
+
+
+# ---- items that came whole
+
+
+def take(
+    bench: Bench, *payloads: bytes, settle: SettleTaken = settle_each
+) -> list[tuple[WriteSplitDataTaskHandle, Faulty, Recorder]]:
+    """Have items taken together, of each of which one split brought all. Awaits nothing."""
+    made = []
+    for number, payload in enumerate(payloads):
+        item = Item(RequestKey("group", "splits", 3, RequestId(7, number), number), f"{number}", 1)
+        group, incoming, reports = bench.group(item=item)
+        handle = WriteSplitDataTaskHandle(group, reports)
+        bench.handles.append(handle)
+        handle.submit_split(task(0, payload))
+        handle.end(complete(payload, hashlib.sha256(payload).digest()))
+        assert handle.whole
+        made.append((handle, incoming, reports))
+    take_whole([handle for handle, _, _ in made], settle, bench.threads)
+    return made
+
+
+async def told(made: list[tuple[WriteSplitDataTaskHandle, Faulty, Recorder]]) -> list[Any]:
+    """What each reported: "broken", or the status that it settled with."""
+    await until(lambda: all(reports.told for _, _, reports in made))
+    assert all(len(reports.told) == 1 for _, _, reports in made)
+    said = [reports.told[0] for _, _, reports in made]
+    return [what.status if kind == "settled" else kind for kind, what in said]
+
+
+async def test_items_that_came_whole_are_settled_without_a_task_each(bench: Bench) -> None:
+    made = take(bench, b"one", b"two", b"three")
+    assert await told(made) == [Status.COMPLETED] * 3
+    for number, data in enumerate((b"one", b"two", b"three")):
+        handle, incoming, _ = made[number]
+        assert (bench.root / f"{number}").read_bytes() == data
+        assert handle._task is None
+        assert incoming.calls == ["take", "settle"]
+    assert bench.gauge.bytes == 0
+
+
+@pytest.mark.parametrize("size", [WHOLE_MAX, WHOLE_MAX + 1])
+async def test_only_small_items_go_with_others(bench: Bench, size: int) -> None:
+    group, _, reports = bench.group()
+    handle = WriteSplitDataTaskHandle(group, reports)
+    bench.handles.append(handle)
+    handle.submit_split(task(0, bytes(size)))
+    assert not handle.whole, "who knows what follows"
+    handle.end(complete(bytes(size)))
+    assert handle.whole is (size == WHOLE_MAX)
+
+
+@pytest.mark.parametrize("step", ["take", "settle"])
+@pytest.mark.parametrize("fault", [EIO, Refused(BatchTransferFailed(REQUEST, "no room"))])
+async def test_what_goes_wrong_with_one_of_many_is_left_to_its_own_task(
+    bench: Bench, step: str, fault: Exception
+) -> None:
+    made = take(bench, b"one", b"two")
+    made[0][1].plan(step, fault)
+    assert await told(made) == [Status.COMPLETED] * 2
+    assert [handle._task is None for handle, _, _ in made] == [False, True]
+    assert (bench.root / "0").read_bytes() == b"one"
+    assert bench.gauge.bytes == 0
+
+
+async def test_another_digest_of_one_of_many_fails_it_alone(bench: Bench) -> None:
+    made = take(bench, b"one", b"two")
+    made[0][0].end(complete(b"one", b"\1" * 32))
+    assert await told(made) == [Status.FAILED, Status.COMPLETED]
+    assert not (bench.root / "0").exists()
+
+
+@pytest.mark.parametrize("step", ["take", "settle"])
+async def test_a_lost_write_of_one_of_many_is_not_tried_again(bench: Bench, step: str) -> None:
+    # A second fsync after a failed one lies: the bytes have to be received again.
+    made = take(bench, b"one", b"two")
+    made[0][1].plan(step, Condemned("lost"))
+    assert await told(made) == ["broken", Status.COMPLETED]
+    assert made[0][0]._task is None
+
+
+async def test_what_fails_for_many_is_told_by_each_of_them(bench: Bench) -> None:
+    async def settle(taken: object) -> None:
+        raise RuntimeError("a mistake")
+
+    assert await told(take(bench, b"one", b"two", settle=settle)) == ["broken"] * 2
+
+
+async def test_closing_waits_for_the_step_that_takes_many(bench: Bench) -> None:
+    made = take(bench, b"one", b"two")
+    held = made[0][1]
+    held.free.clear()
+    await until(held.entered.is_set)
+    closing = [asyncio.create_task(handle.close()) for handle, _, _ in made]
+    await until(lambda: bench.gauge.bytes == 0)
+    assert [closed.done() for closed in closing] == [False] * 2
+    held.free.set()
+    await asyncio.gather(*closing)
+    assert all(reports.told == [] for _, _, reports in made), "nobody asks any more"
+    assert all(incoming.calls[-1] == "discard" for _, incoming, _ in made)
+    assert bench.temporaries == []
+    assert bench.gauge.bytes == 0

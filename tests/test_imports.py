@@ -18,11 +18,11 @@ EXPORTED = {
     "splitferry_producer": """
         ConnectionSettings DataItemSource DeliveryFailed FileSource FolderFile InvalidItem
         ItemTooLarge Listing LoginRefused MemorySource MissingRights NoBroker Producer
-        ProducerError Sent SourceChanged SourceError SplitTooLarge StateError StreamSource
-        TimedOut TooFewPartitions UnknownTopic list_folder
+        ProducerError Result ResultFeed Sent SourceChanged SourceError SplitTooLarge StateError
+        Status StreamSource TimedOut TooFewPartitions UnknownTopic list_folder
     """,
     "splitferry_consumer": """
-        ConnectionSettings Handler Phase ReceivedItem Service Settings StartError attach
+        ConnectionSettings Consumer Handler ReceivedItem Result Settings StartError Status attach
     """,
     "splitferry_cli": "",
 }

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from splitferry_consumer.flow import RECORD_OVERHEAD
+from splitferry_consumer.ledger import Limits
 from splitferry_protocol.codec import InvalidRecord
 from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed
 from splitferry_protocol.ids import RequestId
-from splitferry_protocol.records import Accepted, Block, Result, Status
+from splitferry_protocol.records import Accepted, Block, Result, Split, Status
 from world import Content, World, abort, poison, split
 
 ONE, TWO = RequestId(1, 1), RequestId(1, 2)
@@ -119,6 +121,90 @@ def test_the_horizon_waits_for_its_turn_behind_a_comparison() -> None:
     assert world.outcomes() == {(ONE, 0): (Status.COMPLETED, 1, None)}
 
 
+# ---- limits: by the owner's decision, since another owner may have others
+
+
+def failure(world: World, request: RequestId) -> str:
+    (result,) = (r for r in results(world) if r.request == request)
+    assert isinstance(result.error, BatchTransferFailed)
+    return result.error.reason
+
+
+def test_a_request_too_many_is_refused_and_a_small_one_is_not() -> None:
+    log = [
+        split(1, 0, b"a", total=2),
+        split(2, 0, b"a", total=2),
+        split(3, 0, b"ab", total=2),
+        split(1, 1, b"b"),
+        split(4, 0, b"a", total=2),
+        split(4, 1, b"b"),
+    ]
+    world = World(log, limits=Limits(open_requests=1))
+    world.finish()
+    assert world.outcomes() == {
+        (ONE, 0): (Status.COMPLETED, 3, None),
+        (TWO, 1): (Status.FAILED, 1, "BatchTransferFailed"),
+        (RequestId(1, 3), 2): (Status.COMPLETED, 2, None),
+        (RequestId(1, 4), 4): (Status.COMPLETED, 5, None),
+    }
+    assert "(--max-open-requests)" in failure(world, TWO)
+    assert world.told == [], "a setting is exceeded: the record is as the contract has it"
+
+
+@pytest.mark.parametrize("brings", [split(1, 0, b"a", total=11), split(1, 10, b"a")])
+def test_an_item_too_large_is_refused_as_soon_as_it_is_known(brings: Split) -> None:
+    world = World([split(1, 0, b"a"), brings], limits=Limits(item_size=10))
+    world.finish()
+    assert world.outcomes() == {(ONE, 0): (Status.FAILED, 1, "BatchTransferFailed")}
+    assert "(--max-item-size)" in failure(world, ONE)
+
+
+def test_an_item_as_large_as_the_limit_is_taken() -> None:
+    world = World([split(1, 0, b"a" * 10, total=10)], limits=Limits(item_size=10))
+    world.finish()
+    assert world.outcomes() == {(ONE, 0): (Status.COMPLETED, 0, None)}
+
+
+def test_gaps_made_on_purpose_end_the_request() -> None:
+    spread = [split(1, 2 * n, b"x", total=100) for n in range(1, 4)]
+    world = World([*spread, split(1, 8, b"x")], limits=Limits(gaps=3))
+    for _ in spread:
+        world.read()
+    world.finish()
+    assert world.outcomes() == {(ONE, 0): (Status.FAILED, 3, "BatchTransferFailed")}
+    assert "(--max-gaps)" in failure(world, ONE)
+    closing = World([*spread, split(1, 0, b"xx")], limits=Limits(gaps=3))
+    closing.finish()
+    assert closing.ledger.open_requests, "a split that closes a gap is welcome"
+
+
+def test_what_is_to_be_told_counts_as_held_until_it_is_told() -> None:
+    tokens = [bytes([n]) for n in range(65, 75)]
+    log = [split(1, 0, b"a", total=2, reply=token) for token in tokens]
+    log += [split(1, 1, b"b", reply=b"last"), *(split(1, 1, b"b", reply=t) for t in tokens)]
+    world = World(log)
+    while world.read() or world.compare():
+        pass
+    assert world.ledger.held_bytes > len(log) * RECORD_OVERHEAD / 2
+    world.finish()
+    assert world.ledger.held_bytes == 0
+
+
+def test_what_one_transaction_leaves_behind_is_told_after_a_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("splitferry_consumer.ledger.EVENTS_IN_A_TRANSACTION", 2)
+    world = World([poison()] * 5)
+    while world.read():
+        pass
+    assert world.begin()
+    assert world.commit(heard=False)
+    assert world.told == [(0, "dead letter"), (1, "dead letter")]
+    assert world.ledger.position == 2
+    world.finish()
+    assert [offset for offset, _ in world.told] == [0, 1, 2, 3, 4]
+
+
 # ---- overlaps
 
 
@@ -190,6 +276,41 @@ def test_late_splits_are_counted_and_a_reused_id_is_a_dead_letter() -> None:
     assert len(results(world)) == 1
 
 
+@pytest.mark.parametrize("read_first", [True, False])
+def test_a_digest_that_nobody_declared_is_judged_by_the_verdict_whenever_it_is_read(
+    read_first: bool,
+) -> None:
+    """Read between the end and the verdict, the same record was a duplicate."""
+    other = split(1, 0, b"a", total=1, reply=b"b", sha256=b"?" * 32)
+    log = [split(1, 0, b"a", total=1, reply=b"a"), other, split(1, 0, b"a", reply=b"c")]
+    world = World(log)
+    world.read()
+    if read_first:
+        world.read(), world.read()
+        assert world.ledger.held_bytes, "it waits, and the token behind it too"
+    else:
+        assert all((world.settle(), world.begin(), world.commit()))
+    world.finish()
+    assert sorted(world.told) == [(1, "dead letter"), (2, "Result b'c'")]
+    assert [r.reply for r in results(world)] == [b"a", b"c"]
+    assert world.ledger.held_bytes == 0
+
+
+def test_p_stays_below_a_late_split_that_only_the_verdict_can_judge() -> None:
+    """Above it, a crash would lose the dead letter that it may turn out to be."""
+    log: list[Content] = [split(1, 0, b"a", total=1), split(2, total=0)]
+    world = World([*log, split(1, 0, b"a", total=1, sha256=b"?" * 32)])
+    while world.read():
+        pass
+    world.settle(1)
+    assert all((world.begin(), world.commit()))
+    assert world.bookmark is not None
+    assert world.bookmark.told == 2
+    world.take()
+    world.finish()
+    assert world.told == [(2, "dead letter")]
+
+
 def test_beyond_the_horizon_an_id_opens_again() -> None:
     log: list[Content] = [split(1, total=0), *[poison()] * 9, split(1, total=0), *[poison()] * 10]
     world = run(*log, split(1, total=0), horizon=10)
@@ -243,6 +364,135 @@ def test_what_follows_an_owners_decision_is_told_only_with_its_result() -> None:
     world.commit()
     world.finish()
     assert world.told == [(1, "dead letter")]
+
+
+def test_what_a_decision_told_of_the_queue_waits_for_its_result() -> None:
+    """Another owner, whose comparison ends in time, finds that the record at 2 ended it."""
+    log: list[Content] = [split(1, 0, b"a", total=2, reply=b"a"), split(1, 0, b"a"), abort(1)]
+    world = World([*log, split(1, 1, b"b", reply=b"b")])
+    while world.read():
+        pass
+    (state,) = world.ledger.open_requests
+    world._carry_out(world.ledger.give_up(state, Status.FAILED, WriteDataFailed(ONE)))
+    if world.begin():
+        world.commit()
+    world.take()
+    world.finish()
+    assert [r.reply for r in results(world)] == [b"a", b"b"]
+    assert world.told == [(3, "Result b'b'")]
+
+
+def test_giving_up_keeps_the_dead_letters_of_the_queue() -> None:
+    damaged = InvalidRecord("bad", ONE, 1, damaged=True)
+    world = World([split(1, 0, b"a", total=2), split(1, 0, b"a"), damaged])
+    while world.read():
+        pass
+    (state,) = world.ledger.open_requests
+    world._carry_out(world.ledger.give_up(state, Status.FAILED, WriteDataFailed(ONE)))
+    world.finish()
+    assert world.told == [(2, "dead letter")]
+    assert world.ledger.held_bytes == 0
+
+
+def test_nothing_is_published_before_p_is_reached_again() -> None:
+    """A result that went out earlier would leave the tokens behind that are still to be read
+    below P: they go with it, since nothing else is told there."""
+    world = World([split(1, 0, b"a", total=1), split(1, 0, b"a", reply=b"b"), poison()])
+    while world.read():
+        pass
+    assert all((world.begin(), world.commit()))
+    assert world.told == [(2, "dead letter")]
+    world.take()
+    world.read()
+    world.settle()
+    assert not world.begin()
+    world.finish()
+    assert [r.reply for r in results(world)] == [None, b"b"]
+
+
+def test_owners_decisions_below_p_do_not_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each keeps P back, and none may be published below P: that P was committed long ago."""
+    monkeypatch.setattr("splitferry_consumer.ledger.RESULTS_IN_A_TRANSACTION", 1)
+    opened: list[Content] = [split(n, 0, b"a", total=2) for n in range(3)]
+    world = World([*opened, poison()])
+    while world.read():
+        pass
+    assert all((world.begin(), world.commit()))
+    world.take()
+    while world.ledger.position < 3:
+        world.read()
+    for state in world.ledger.open_requests:
+        error = WriteDataFailed(state.request)
+        world._carry_out(world.ledger.give_up(state, Status.FAILED, error))
+    world.finish()
+    assert len(results(world)) == 3
+    assert world.told == [(3, "dead letter")]
+
+
+def test_a_limit_met_behind_a_comparison_keeps_p_below_what_queues_there() -> None:
+    """Another owner, with other limits, finds that the record at 3 is a dead letter."""
+    log: list[Content] = [
+        split(1, 0, b"ab"),
+        split(1, 0, b"ab"),
+        split(1, 3, b"x"),
+        split(1, 1, b"b", unique_id="other"),
+        split(2, total=0),
+    ]
+    world = World(log, limits=Limits(item_size=2))
+    while world.read():
+        pass
+    assert world.compare()
+    world.settle(1)
+    if world.begin():
+        world.commit()
+    world.limits = Limits()
+    world.take()
+    world.finish()
+    assert world.told == [(3, "dead letter")]
+
+
+def test_tokens_for_a_result_count_for_its_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitferry_consumer.ledger.EVENTS_IN_A_TRANSACTION", 2)
+    tokens = [bytes([n]) for n in range(65, 75)]
+    world = World([split(1, total=0), *(split(1, total=0, reply=token) for token in tokens)])
+    while world.read():
+        pass
+    world.settle()
+    most = 0
+    while world.begin():
+        assert world.batch is not None
+        most = max(most, len(world.batch.events))
+        world.commit()
+    assert most == 2
+    assert [r.reply for r in results(world)] == [None, *tokens]
+
+
+def test_p_never_goes_back_for_tokens_that_its_transaction_leaves_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tokens wait for their result while P passes them. Were P to end at one of them then, what
+    was told behind it would be told again after a crash."""
+    monkeypatch.setattr("splitferry_consumer.ledger.EVENTS_IN_A_TRANSACTION", 1)
+    world = World(
+        [
+            split(1, total=0),
+            *(split(1, total=0, reply=token) for token in (b"a", b"b")),
+            split(2, 0, b"?"),
+            split(2, total=0),  # contradicts, so it is a dead letter
+        ]
+    )
+    while world.read():
+        pass
+    assert world.begin()
+    assert world.commit()
+    assert world.told == [(4, "dead letter")]
+    world.settle()
+    assert world.begin()
+    assert world.commit(heard=False)
+    world.finish()
+    assert sorted(world.told) == [(1, "Result b'a'"), (2, "Result b'b'"), (4, "dead letter")]
 
 
 def test_an_owners_decision_below_p_is_not_kept_waiting_behind_others() -> None:
@@ -365,11 +615,17 @@ def test_any_cut_order_overlap_and_duplicate_gives_the_same_bytes_and_one_result
 
 
 @relaxed
-@given(logs() | chatter(), seeds, st.sampled_from([1000, 8, 4]))
+@given(logs() | chatter(), seeds, st.sampled_from([1000, 8, 4]), st.sampled_from([1, 2, 1000]))
 def test_any_crash_and_restart_from_the_commit_gives_the_same_outcomes(
-    log: list[Content], rng: random.Random, horizon: int
+    log: list[Content], rng: random.Random, horizon: int, events: int
 ) -> None:
     """Results, bytes, accepted events, repeats and dead letters: all as without any crash."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("splitferry_consumer.ledger.EVENTS_IN_A_TRANSACTION", events)
+        _crash_and_restart(log, rng, horizon)
+
+
+def _crash_and_restart(log: list[Content], rng: random.Random, horizon: int) -> None:
     calm = World(log, horizon)
     calm.finish()
     opened = [request for request, _ in calm.outcomes()]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -22,9 +24,9 @@ from owners import Owner, announced, results, rules, temporaries, told, until
 from splitferry_consumer import group as group_module
 from splitferry_consumer import partition as partition_module
 from splitferry_consumer.bookmark import Bookmark
-from splitferry_consumer.flow import MINIMUM_SHARE, Flow
-from splitferry_consumer.partition import Vigil
-from splitferry_consumer.targets import Condemned, Incoming, Item, Target
+from splitferry_consumer.flow import MINIMUM_SHARE, RECORD_OVERHEAD, Flow
+from splitferry_consumer.partition import Partition, Vigil
+from splitferry_consumer.targets import Condemned, Incoming, Item, Taken, Target, settle_each
 from splitferry_consumer.targets.file import FileTarget
 from splitferry_consumer.targets.handler import HandlerTarget, ReceivedItem
 from splitferry_consumer.targets.limit import MemoryLimit
@@ -69,6 +71,9 @@ class FaultyTarget:
             self.plan(incoming)
         self.begun.append(incoming)
         return incoming
+
+    async def settle_taken(self, taken: Sequence[Taken]) -> None:
+        await settle_each(taken)
 
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
         self.cleared.append(before)
@@ -173,6 +178,22 @@ async def test_a_record_that_nobody_can_read_is_a_dead_letter_and_the_next_goes_
     await place.finish()
     assert told(place.kafka) == {("dead letter", b"0"): 1}
     assert [result.status for result in results(place.kafka)] == [Status.COMPLETED]
+
+
+async def test_what_was_read_does_not_wait_for_the_collector(place: Place) -> None:
+    """A record that nobody can read may have 31 MiB, and many may come in one poll."""
+    owner = place.own()
+    await place.finish(owner)
+    gc.collect()
+    gc.disable()
+    try:
+        place.kafka.send_raw(b"k", b"nobody can read it")
+        await place.finish(owner)
+        reading = Partition.deliver.__code__
+        held = [o for o in gc.get_objects() if isinstance(o, FrameType) and o.f_code is reading]
+        assert held == []
+    finally:
+        gc.enable()
 
 
 async def test_an_abort_ends_a_request_and_leaves_nothing(place: Place) -> None:
@@ -358,14 +379,14 @@ async def test_a_partition_reads_no_further_while_too_many_results_wait(
 async def test_a_partition_reads_no_further_while_too_many_dead_letters_wait(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition_module, "HELD_MAX", 250)
+    monkeypatch.setattr(partition_module, "HELD_MAX", 2 * RECORD_OVERHEAD + 250)
     place.kafka.gates["commit"].clear()
     for _ in range(10):
         place.kafka.send_raw(None, b"x" * 100)
     owner = place.own(batch=1)
     await until(lambda: "commit" in place.kafka.calls and not owner.partition.ready)
     assert owner.partition._ledger is not None
-    assert owner.partition._ledger.held_bytes == 300
+    assert owner.partition._ledger.held_bytes == 3 * (RECORD_OVERHEAD + 100)
     place.kafka.gates["commit"].set()
     await place.finish(owner)
     assert len(told(place.kafka)) == 10
@@ -448,6 +469,22 @@ async def test_an_unexpected_error_makes_the_partition_be_taken_again(place: Pla
 
 
 # ---- the log gives trouble
+
+
+@pytest.mark.parametrize(
+    "step", ["topics", "writer", "committed", "results", "begin", "send", "commit", "position"]
+)
+async def test_a_cancellation_of_nobodys_makes_the_partition_be_taken_again(
+    place: Place, step: str
+) -> None:
+    """Kafka's client lets out those of tasks that it has cancelled itself. Taken for ours it would
+    end the partition without a word: nothing more told, and everything else goes on."""
+    place.kafka.faults[step].append(asyncio.CancelledError())
+    place.kafka.send(file(1, payload=b"1234", total=4))
+    with captured_logs() as logs:
+        await place.finish()
+    assert [r.size for r in results(place.kafka)] == [4]
+    assert [line["log_level"] for line in logs if "nobody" in line["event"]] == ["error"]
 
 
 async def test_a_failed_poll_loses_no_record(place: Place) -> None:

@@ -32,9 +32,11 @@ from splitferry_producer import (
     SourceError,
     UnknownTopic,
     list_folder,
+    results,
 )
 from splitferry_producer.cluster import explain
 from splitferry_producer.flow import Allowance, ByteBudget
+from splitferry_protocol.rights import TOPIC, Right
 
 
 @given(
@@ -159,8 +161,8 @@ async def test_certificate_files_that_cannot_be_used_are_named(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("error", "expected", "told"),
     [
-        (kafka.TopicAuthorizationFailedError(), MissingRights, "allow Write on topic t"),
-        (kafka.ClusterAuthorizationFailedError(), MissingRights, "IdempotentWrite on the cluster"),
+        (kafka.TopicAuthorizationFailedError(), MissingRights, "right to Write on topic t:"),
+        (kafka.ClusterAuthorizationFailedError(), MissingRights, "IdempotentWrite on cluster"),
         (kafka.UnknownTopicOrPartitionError(), UnknownTopic, "splitferry topics create"),
         (kafka.SaslAuthenticationFailed("no"), LoginRefused, "check the user name"),
         (kafka.MessageSizeTooLargeError(), DeliveryFailed, "max.message.bytes"),
@@ -172,7 +174,7 @@ async def test_certificate_files_that_cannot_be_used_are_named(tmp_path: Path) -
 def test_kafkas_errors_become_ours(
     error: Exception, expected: type[ProducerError], told: str
 ) -> None:
-    made = explain(error, "a:1", "Write", "t")
+    made = explain(error, "a:1", Right("Write", TOPIC, "t"))
     assert type(made) is expected
     assert told in made.message
     assert "\n" not in made.message
@@ -253,3 +255,11 @@ def test_all_that_is_exported_is_there() -> None:
 def test_the_package_does_not_import_the_consumer() -> None:
     program = "import sys, splitferry_producer; sys.exit('splitferry_consumer' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+async def test_a_cancellation_inside_a_reader_that_closes_is_not_ours() -> None:
+    class Closing:
+        async def stop(self) -> None:
+            raise asyncio.CancelledError
+
+    await results._close(Closing())  # type: ignore[arg-type]

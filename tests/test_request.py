@@ -156,6 +156,8 @@ REUSES = [
 @pytest.mark.parametrize(("late", "reused"), REUSES)
 def test_a_late_split_of_another_item_is_a_reused_id(late: Split, reused: bool) -> None:
     state = received(split(1, 0, b"abcd", total=4, sha256=b"a" * 32))
+    if state.needs_verdict(late):
+        state.result = result()
     assert state.is_reused_by(late) is reused
     assert reuses(late, result()) is reused
 
@@ -164,16 +166,31 @@ def test_the_digest_of_a_failed_request_proves_nothing() -> None:
     # What was written need not be what was meant: that may be why it failed.
     late = split(1, 0, b"ab", sha256=b"b" * 32)
     state = received(split(1, 0, b"abcd", total=4, sha256=b"a" * 32))
-    state.status = Status.FAILED
-    assert not state.is_reused_by(late)
+    assert state.needs_verdict(late)
     error = BatchTransferFailed(ONE, "the digest differs")
-    assert not reuses(late, result(status=Status.FAILED, error=error))
+    state.result = result(status=Status.FAILED, error=error)
+    assert not state.is_reused_by(late)
+    assert not reuses(late, state.result)
 
 
 def test_what_was_never_known_cannot_differ() -> None:
     late = split(1, 0, b"ab", total=5, sha256=b"b" * 32)
     assert not received(split(1, 0, b"ab")).is_reused_by(late)
     assert not reuses(late, result(size=None, sha256=None))
+
+
+@pytest.mark.parametrize(
+    ("late", "needs"),
+    [
+        (split(1, 0, b"ab"), False),
+        (split(1, 0, b"ab", sha256=b"a" * 32), True),
+        (split(1, 0, b"ab", total=4), True),
+    ],
+)
+def test_what_the_splits_did_not_say_only_the_verdict_tells(late: Split, needs: bool) -> None:
+    assert received(split(1, 0, b"ab")).needs_verdict(late) is needs
+    whole = received(split(1, 0, b"abcd", total=4, sha256=b"a" * 32))
+    assert not whole.needs_verdict(late)
 
 
 # ---- who waits

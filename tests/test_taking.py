@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import msgpack
 import pytest
 
 from memory_transport import RESULTS, SPLITS, Kafka, MemoryTransport, broken
@@ -194,6 +195,28 @@ async def test_a_misfit_is_refused_and_the_right_to_publish_given_back() -> None
     assert (await taken(kafka, accept_loss=True)).position == 0
 
 
+@pytest.mark.parametrize(
+    ("committed", "loss"),
+    [(Bookmark(9, 0, 9, HORIZON), True), (Bookmark(0, 0, 2, HORIZON), True), (None, False)],
+)
+async def test_an_accepted_loss_is_committed_although_nothing_was_read(
+    committed: Bookmark | None, loss: bool
+) -> None:
+    """Else the log grows past the old W, and the owner after a crash begins there, in silence."""
+    kafka = Kafka()
+    tell(kafka, result(0, 0, 1))
+    if committed is not None:
+        kafka.offsets[0] = (committed.watermark, committed.metadata)
+    else:
+        kafka = with_splits(2)
+    batch = (await taken(kafka, accept_loss=True)).gather()
+    if loss:
+        assert batch is not None
+        assert (batch.watermark, batch.told) == (0, 0)
+    else:
+        assert batch is None
+
+
 async def test_a_result_beyond_the_end_of_the_splits_is_a_misfit() -> None:
     kafka = with_splits(2)
     tell(kafka, result(0, 0, 1))
@@ -204,6 +227,25 @@ async def test_a_result_beyond_the_end_of_the_splits_is_a_misfit() -> None:
     # It is another log: no result speaks of it, and so the next start is not refused again.
     assert not knows(ledger, 0, 0)
     assert not knows(ledger, 1, 1)
+
+
+async def test_a_commit_of_a_later_version_is_a_misfit() -> None:
+    kafka = with_splits(2)
+    kafka.offsets[0] = (1, "splitferry/2 S=0 P=2 H=1000 X=1")
+    with pytest.raises(Misfit, match=r"newer splitferry \(splitferry/2 .*: upgrade.*--accept-loss"):
+        await taken(kafka)
+    assert (await taken(kafka, accept_loss=True)).position == 1
+
+
+async def test_a_result_of_a_later_version_is_a_misfit() -> None:
+    # Passed over it could be told again: it may be of this group.
+    kafka = with_splits(2)
+    tell(kafka, b"no outcome at all")
+    tell(kafka, msgpack.packb({"v": 2, "kind": "result", "request": {"node": 1}}))
+    tell(kafka, result(0))
+    with pytest.raises(Misfit, match="offset 1 of the results was written by a newer splitferry"):
+        await taken(kafka)
+    assert knows(await taken(kafka, accept_loss=True), 0, 0)
 
 
 async def test_results_that_an_open_transaction_hides_are_waited_for() -> None:

@@ -15,17 +15,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from small_disk import can_mount
 from splitferry_consumer import catalogue
-from splitferry_consumer.targets import Condemned, Item, Refused, TargetUnusable, Verdict
+from splitferry_consumer.targets import Condemned, Item, Refused, Taken, TargetUnusable, Verdict
 from splitferry_consumer.targets.file import FileIncoming, FileTarget
 from splitferry_consumer.targets.owner import Owner
 from splitferry_protocol.errors import (
@@ -360,6 +362,35 @@ async def test_two_versions_at_once(order: str) -> None:
             assert (first.error.expected, first.error.actual) == (3, 1)
 
 
+async def test_an_unfinished_older_version_is_not_placed_over_a_newer_one(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers have seen the newer one, and its owner, who comes again, must still find it there."""
+    older = await received(target, item(version=1), b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(target.tree, "place", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            await older.settle(completed(b"old"))
+    newer = await received(target, item(version=2, sequence=2), b"new")
+    with monkeypatch.context() as patch:
+        error = OSError(errno.EIO, "not synced")
+        patch.setattr(target.tree, "sync", lambda names: dict.fromkeys(names, error))
+        with pytest.raises(Condemned):
+            await newer.settle(completed(b"new"))
+    assert (await older.settle(completed(b"old"))).status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b"new"
+    verdict = await publish(target, item(version=2, sequence=2), b"new")
+    assert verdict.status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b"new"
+
+
+def failing(number: int) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
 async def test_an_unfinished_newer_version_explains_lost_bytes(root: Path) -> None:
     """v1 renamed, its owner dead; v2 renamed over it, its owner dead: both were published."""
     target = await FileTarget.open(root)
@@ -506,6 +537,66 @@ async def test_one_bad_item_in_a_batch_leaves_the_others(target: FileTarget, roo
     gate.set()
     statuses = [(await one).status for one in settled]
     assert statuses == ["failed" if n == 3 else "completed" for n in range(8)]
+
+
+async def test_a_batch_is_durable_before_it_is_judged(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came whole is settled together; one that cannot be synced is of no concern to others."""
+    order: list[str] = []
+    sync, transaction = os.fsync, target.settling._catalogue.transaction
+
+    def fsync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.endswith(f"/{target.owner.name}/2"):
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+        order.append("directory" if os.path.isdir(path) else "file")
+
+    @contextmanager
+    def committed() -> Iterator[None]:
+        with transaction():
+            yield
+        order.append("commit")
+
+    told: dict[str, str] = {}
+    taken = []
+    for n in range(5):
+        incoming = target.begin(item(f"f{n}", sequence=n))
+        await target.in_thread(partial(incoming.take, b"bytes", completed(b"bytes")))
+
+        def tell(outcome: Verdict | Exception, name: str = f"f{n}") -> None:
+            told[name] = getattr(outcome, "status", type(outcome).__name__)
+
+        taken.append(Taken(incoming, completed(b"bytes"), tell))
+    (root / "f3").mkdir()
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(target.settling._catalogue, "transaction", committed)
+    await target.settle_taken(taken)
+    completes = {f"f{n}": "completed" for n in (0, 1, 4)}
+    assert told == {**completes, "f2": "Condemned", "f3": "failed"}
+    assert order[:6] == ["file"] * 4 + ["directory", "commit"]
+    assert {name for name in told if (root / name).is_file()} == {*completes}
+    assert (temporaries(root), target.held) == ([], 0)
+
+
+async def test_many_that_came_whole_are_told_though_one_does_not_listen(target: FileTarget) -> None:
+    told: list[str] = []
+
+    def deaf(_: object) -> None:
+        raise RuntimeError("not listening")
+
+    taken = []
+    for n in range(3):
+        incoming = target.begin(item(f"f{n}", sequence=n))
+        await target.in_thread(partial(incoming.take, b"bytes", completed(b"bytes")))
+        tell = deaf if n == 0 else lambda outcome: told.append(outcome.status)
+        taken.append(Taken(incoming, completed(b"bytes"), tell))
+    with pytest.raises(RuntimeError, match="not listening"):
+        await target.settle_taken(taken)
+    await caught_up(target)
+    await asyncio.sleep(0)
+    assert told == ["completed"] * 2
 
 
 async def caught_up(target: FileTarget) -> None:
@@ -664,6 +755,27 @@ async def test_a_directory_that_cannot_be_synced_condemns_and_the_next_owner_fin
     assert (root / "item").read_bytes() == b"bytes"
 
 
+async def test_bytes_that_somebody_removes_are_received_again(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the verdict and the rename: the row stays, and is pointed to the next bytes."""
+    incoming = await received(target, item(), b"bytes")
+    place = target.tree.place
+
+    def placed(source: str, directory: int, unique_id: str) -> None:
+        os.unlink(source, dir_fd=directory)
+        place(source, directory, unique_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target.tree, "place", placed)
+        with pytest.raises(Condemned, match="are gone"):
+            await incoming.settle(completed(b"bytes"))
+    await target.in_thread(incoming.discard)
+    assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b"bytes"
+    assert (temporaries(root), target.held) == ([], 0)
+
+
 @pytest.mark.parametrize("recovery", ["again", "discard and receive", "discard and sweep"])
 async def test_a_rename_that_fails_is_tried_again(
     target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch, recovery: str
@@ -785,7 +897,7 @@ def test_owners_start_while_others_sweep() -> None:
                     target = FileTarget(root)
                     incoming = target.begin(item())
                     incoming.write_at(0, b"bytes")
-                    assert os.stat(incoming._temporary, dir_fd=target.incoming).st_nlink == 1
+                    assert os.stat(incoming.temporary, dir_fd=target.incoming).st_nlink == 1
                     target.close()
             except BaseException as error:
                 failures.append(error)
@@ -799,6 +911,26 @@ def test_owners_start_while_others_sweep() -> None:
         assert list((root / ".splitferry/incoming").iterdir()) == []
 
 
+async def test_what_is_published_is_verified_by_its_bytes(target: FileTarget, root: Path) -> None:
+    assert await target.verified("item") is None
+    await publish(target, item(version=U64_MAX), b"bytes")
+    sha256 = hashlib.sha256(b"bytes").digest()
+    assert await target.verified("item") == (U64_MAX, 5, sha256)
+    (root / "item").write_bytes(b"bytez")
+    assert await target.verified("item") is None
+    (root / "item").unlink()
+    assert await target.verified("item") is None
+
+
+async def test_whether_another_process_uses_the_root(target: FileTarget, root: Path) -> None:
+    assert not await target.shared()
+    other = await FileTarget.open(root)
+    assert await target.shared()
+    await asyncio.to_thread(other.close)
+    (root / ".splitferry/incoming/nobody").mkdir()
+    assert not await target.shared()
+
+
 async def test_passed_verdicts_are_forgotten(target: FileTarget, root: Path) -> None:
     for sequence in (1, 2, 3):
         what = item(f"f{sequence}", sequence=sequence)
@@ -807,6 +939,29 @@ async def test_passed_verdicts_are_forgotten(target: FileTarget, root: Path) -> 
     # Forgotten, the first may be judged anew; the others may not.
     verdicts = [await publish(target, item(f"f{n}", sequence=n), b"bytes") for n in (1, 2, 3)]
     assert [verdict.status for verdict in verdicts] == ["completed", "expired", "expired"]
+
+
+@pytest.mark.skipif(
+    not can_mount() or shutil.which("lowntfs-3g") is None,
+    reason="needs root and lowntfs-3g, to mount a file system that folds names",
+)
+async def test_a_name_that_the_file_system_folds_goes_over_no_other(tmp_path: Path) -> None:
+    disk, root = tmp_path / "disk", tmp_path / "root"
+    disk.write_bytes(b"")
+    os.truncate(disk, 32 * 2**20)
+    root.mkdir()
+    subprocess.run(["mkfs.ntfs", "-FQ", disk], check=True, capture_output=True)
+    subprocess.run(["lowntfs-3g", "-o", "ignore_case", disk, root], check=True)
+    try:
+        target = await FileTarget.open(root)
+        assert (await publish(target, item("a"), b"bytes")).status is Status.COMPLETED
+        refused = await publish(target, item("A", 2, 2), b"other")
+        assert isinstance(refused.error, BatchTransferFailed)
+        assert (root / "a").read_bytes() == b"bytes"
+        assert (await publish(target, item("a", 2, 3), b"newer")).status is Status.COMPLETED
+        await asyncio.to_thread(target.close)
+    finally:
+        subprocess.run(["umount", root], check=True)
 
 
 # Roots that cannot be used
@@ -862,3 +1017,81 @@ def test_a_root_without_write_access() -> None:
     finally:
         os.chmod(folder, 0o755)
         shutil.rmtree(folder)
+
+
+async def test_a_file_that_was_taken_away_before_its_row_was_final_is_received_again(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was ever published cannot be known any more; that it failed would be wrong."""
+    what, data = item(), b"bytes"
+    incoming = await received(target, what, data)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue.Catalogue, "publish", full)
+        with pytest.raises(OSError, match="full"):
+            await incoming.settle(completed(data))
+    (root / "item").unlink()  # by a program that takes what has come
+    await target.sweep()
+    with pytest.raises(Condemned, match="bytes are gone"):
+        await incoming.settle(completed(data))
+    incoming.discard()
+    assert (await publish(target, what, data)).status is Status.COMPLETED
+    assert (root / "item").read_bytes() == data
+
+
+async def test_whoever_settles_after_the_end_hears_of_it(root: Path) -> None:
+    target = await FileTarget.open(root)
+    files = [await received(target, item(f"f{n}", sequence=n), b"bytes") for n in range(2)]
+    await asyncio.to_thread(target.close)
+    for one in files:
+        with pytest.raises(Condemned, match="closed"):
+            await asyncio.wait_for(one.settle(completed(b"bytes")), 5)
+
+
+async def test_closing_waits_for_a_sweep_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its thread would go on with descriptors that belong to others by then."""
+    target = await FileTarget.open(tmp_path / "root")
+    entered, go_on = threading.Event(), threading.Event()
+    finish = target.settling.finish
+
+    def slow(owner: str, last: bool = False) -> set[str]:
+        if not last:
+            entered.set()
+            go_on.wait(10)
+        return finish(owner, last)
+
+    monkeypatch.setattr(target.settling, "finish", slow)
+    sweeping = asyncio.create_task(target.sweep())
+    await asyncio.to_thread(entered.wait, 10)
+    sweeping.cancel()
+    closing = asyncio.create_task(asyncio.to_thread(target.close))
+    await asyncio.sleep(0.1)
+    assert not closing.done()
+    os.fstat(target.incoming)
+    go_on.set()
+    await closing
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_directories_that_cannot_be_synced_cost_no_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = FileTarget(tmp_path / "root")
+    shutil.rmtree(tmp_path / "root/.splitferry/incoming")
+
+    def ill(_: int) -> None:
+        raise OSError(errno.EIO, "ill")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", ill)
+        before = os.listdir("/proc/self/fd")
+        for _ in range(5):
+            target._sweep()
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+    target._sweep()
+    target.close()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -194,7 +195,7 @@ async def test_announced_segments_outlive_close_until_their_time() -> None:
     with attach(name) as view:
         assert bytes(view) == b"bytes"
     assert not [path for path in segments(first) if path.endswith(".part")]
-    os.utime(f"/dev/shm/{name}", (0, 0))
+    os.utime(f"/dev/shm/{name}", (-1e6, -1e6))
     await second.sweep()
     assert segments(first) == []
     await second.in_thread(second.close)
@@ -224,7 +225,9 @@ asyncio.run(main())
 """
 
 
-def test_what_a_killed_owner_left_is_removed_in_its_time() -> None:
+def test_what_a_killed_owner_left_is_removed_in_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ran = subprocess.run([sys.executable, "-c", DYING], capture_output=True, check=False, text=True)
     assert ran.returncode == -signal.SIGKILL
     name = ran.stdout.strip()
@@ -236,7 +239,13 @@ def test_what_a_killed_owner_left_is_removed_in_its_time() -> None:
     assert [path.name for path in Path("/dev/shm", owner).iterdir()] == ["lock"]
     with attach(name) as view:
         assert bytes(view) == b"bytes"
-    os.utime(f"/dev/shm/{name}", (0, 0))
+    # A step of the wall clock does not count either.
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 1e9)
+    target._sweep()
+    with attach(name):
+        pass
+    os.utime(f"/dev/shm/{name}", (-1e6, -1e6))
     target.close()
     MemoryTarget(MemoryLimit(MIB)).close()
     assert list(Path("/dev/shm").glob(f"{owner}*")) == []

@@ -10,6 +10,7 @@ from itertools import cycle
 
 from aiokafka import AIOKafkaProducer
 
+from splitferry_consumer.dead_letters import PREFIX
 from splitferry_protocol.codec import crc_header, encode_abort, encode_split
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.partitioning import partition_for
@@ -60,6 +61,19 @@ def cut(
 def damaged(sound: Message) -> Message:
     assert sound.value is not None
     return replace(sound, value=sound.value[:-1] + bytes([sound.value[-1] ^ 1]))
+
+
+def origin(topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
+    """The headers that make a dead letter of a record which lay there."""
+    about = {
+        "topic": topic,
+        "partition": str(partition),
+        "offset": str(offset),
+        "exception.class.name": "BatchTransferError",
+        "exception.message": "v: 2 is not a version known here (1)",
+        "timestamp": "1",
+    }
+    return [(PREFIX + name, text.encode()) for name, text in about.items()]
 
 
 def make_load(

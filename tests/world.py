@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.ledger import (
+    DEFAULT_LIMITS,
     Batch,
     DeadLetter,
     Decision,
     Ledger,
+    Limits,
     Settle,
     Told,
     WriteSplit,
@@ -83,9 +85,12 @@ class Incoming:
 class World:
     """One owner after another of one partition."""
 
-    def __init__(self, log: Sequence[Content], horizon: int = 1000) -> None:
+    def __init__(
+        self, log: Sequence[Content], horizon: int = 1000, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
         self.log = list(log)
         self.horizon = horizon
+        self.limits = limits
         self.results: list[Result | Accepted] = []
         self.told: list[tuple[int, str]] = []
         """(offset, kind) of everything told besides results."""
@@ -99,7 +104,7 @@ class World:
     def take(self) -> None:
         start = self.bookmark or Bookmark(0, 0, 0, self.horizon)
         self.ledger = Ledger(
-            GROUP, TOPIC, PARTITION, self.horizon, start, results_end=len(self.results)
+            GROUP, TOPIC, PARTITION, self.horizon, start, len(self.results), self.limits
         )
         for offset in range(start.results_from(self.horizon, 0), len(self.results)):
             outcome = self.results[offset]

@@ -53,6 +53,7 @@ async def receive(
 
     group.process_tasks = lambda: stepped(process_tasks(), reached)  # type: ignore[method-assign]
     handle = WriteSplitDataTaskHandle(group, reports)
+    handle.start()
     handle.submit_split(task(4, b"ef"))
     await asyncio.sleep(0)
     handle.submit_split(task(0, b"abcd"))

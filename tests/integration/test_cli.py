@@ -17,10 +17,11 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from bombs import ZSTD, batch, bomb, record, send_batch
 from splitferry_cli import checks
 from splitferry_cli.cluster import records
 from splitferry_cli.topic_rules import Names
-from splitferry_protocol.codec import decode_record, encode_result
+from splitferry_protocol.codec import InvalidRecord, decode_record, encode_result
 from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.partitioning import partition_for
@@ -93,10 +94,12 @@ class Cli:
                 await process.wait()
 
     async def splits(self) -> list[Split | Abort]:
-        return [
-            decode_record(record.key, record.value, record.headers)
-            async for record in records(self.connection, self.names.splits, range(4))
-        ]
+        """What the splits topic has, without what is not of the contract."""
+        found = []
+        async for read in records(self.connection, self.names.splits, range(4)):
+            with contextlib.suppress(InvalidRecord):
+                found.append(decode_record(read.key, read.value, read.headers))
+        return found
 
 
 async def ended(process: asyncio.subprocess.Process, given: bytes | None = None) -> Outcome:
@@ -123,6 +126,9 @@ COMMANDS: list[tuple[str, ...]] = [
     ("send", __file__),
     ("result", "7-42"),
     ("abort", "7-42", "--reason", "x"),
+    ("status",),
+    ("dead-letters", "list"),
+    ("dead-letters", "requeue", "0:1"),
     ("topics", "check"),
     ("topics", "create"),
     ("consume", "--root", "root"),
@@ -138,7 +144,9 @@ async def test_no_broker_is_one_line(cli: Cli, args: tuple[str, ...], tmp_path: 
     assert "broker" in outcome.error
 
 
-@pytest.mark.parametrize("args", [c for c in COMMANDS if "create" not in c], ids=lambda a: a[0])
+@pytest.mark.parametrize(
+    "args", [c for c in COMMANDS if not {"create", "list"} & {*c}], ids=lambda a: a[0]
+)
 async def test_an_unknown_topic_is_named(cli: Cli, args: tuple[str, ...], tmp_path: Path) -> None:
     args = tuple(str(tmp_path / "root") if arg == "root" else arg for arg in args)
     outcome = await cli(*args, "--splits-topic", "not-there")
@@ -164,6 +172,10 @@ async def test_topics_are_created_once_and_checked(cli: Cli) -> None:
         made = await cli("topics", "create", "--partitions", "3", "--json", env=mine)
         assert made.code == 0, made.stderr
         assert [(row["created"], row["partitions"]) for row in made.rows] == [(created, 3)] * 3
+    explained = await cli("topics", "check", "--explain", "--json", env=mine)
+    assert explained.code == 0, explained
+    assert {row["topic"] for row in explained.rows} == set(mine.values())
+    assert all(row["value"] == row["created_with"] and row["reason"] for row in explained.rows)
     few = {**mine, "SPLITFERRY_SPLITS_TOPIC": cli.names.splits}
     outcome = await cli("topics", "check", "--json", env=few)
     assert outcome.code == 1
@@ -197,7 +209,7 @@ async def test_send_receive_and_ask(cli: Cli, tmp_path: Path) -> None:
         again = await cli("send", folder / "empty", "--version", "5", "--json")
         assert again.code == 1
         assert again.rows[0]["error"]["code"] == "VersionMismatch"
-        assert "1 of the items did not complete" in again.error
+        assert "1 item did not complete" in again.error
 
         memory = await cli("send", "-", "--unique-id", "m", "--memory", "--json", given=b"mem")
         assert memory.code == 0, memory.stderr
@@ -243,6 +255,20 @@ async def test_abort_without_a_consumer_writes_and_says_so(cli: Cli, tmp_path: P
     request = sent.rows[0]["request"]
     outcome = await cli("abort", request, "--reason", "enough", "--timeout", "0.5")
     assert outcome.code == 1
+    assert "no result came" in outcome.error
+    assert Abort(RequestId.parse(request), "enough") in await cli.splits()
+
+
+@pytest.mark.parametrize("hostile", ["a header's name that is no text", "a bomb"])
+async def test_no_record_keeps_an_abort_from_its_request(cli: Cli, hostile: str) -> None:
+    """What stands at W or above may be anything, and an abort is the way past it."""
+    bad = batch(record(0, b"k", b"v", [(b"\xff", b"")]), 1)
+    made = bad if hostile.startswith("a header") else bomb(ZSTD, 512 * 2**20)
+    for partition in range(4):
+        await send_batch(cli.connection.bootstrap_servers, cli.names.splits, made, partition)
+    sent = await cli("send", __file__, "--no-wait", "--json")
+    request = sent.rows[0]["request"]
+    outcome = await cli("abort", request, "--reason", "enough", "--timeout", "0.5")
     assert "no result came" in outcome.error
     assert Abort(RequestId.parse(request), "enough") in await cli.splits()
 

@@ -16,7 +16,7 @@ import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from brokers import Topics
-from checker import CONNECT, read_outcomes, read_topic, violations
+from checker import CONNECT, read_outcomes, violations
 from place import BOUND, Place, administrator, results_of
 from splitferry_consumer import ReceivedItem
 from splitferry_producer import FileSource, MemorySource, StreamSource
@@ -381,51 +381,3 @@ async def test_a_dead_letter_too_large_for_its_topic_leaves_a_stub(make_place: M
     history = await place.history(stubs=frozenset({(0, 4), (0, 8)}))
     assert violations(history) == []
     assert [letter.value for letter in history.dead_letters] == [b"small", b"", b"", b"small"]
-
-
-SEND_RAW_HEADERS = """
-import ast, asyncio, sys
-from aiokafka import AIOKafkaProducer
-
-class NotUtf8(str):
-    def encode(self, *_):
-        return b"\\xff\\xfe"
-
-async def main(servers, topic, records):
-    producer = AIOKafkaProducer(bootstrap_servers=servers)
-    await producer.start()
-    for key, value, headers in ast.literal_eval(records):
-        headers = [(NotUtf8(n) if n == "<not UTF-8>" else n, v) for n, v in headers]
-        await producer.send_and_wait(topic, value, key=key, partition=0, headers=headers)
-    await producer.stop()
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-async def test_a_record_that_the_client_cannot_decode_is_a_dead_letter(
-    make_place: MakePlace,
-) -> None:
-    """A header's name that is not UTF-8 makes aiokafka raise for the whole poll."""
-    place = await make_place(partitions=1)
-
-    good, later = (
-        message(Split(RequestId(5, n), f"item-{n}", 1, Block.FILE, 0, 0, 3, b"abc"), 1)
-        for n in (1, 2)
-    )
-    bad = replace(good, headers=[("<not UTF-8>", b"1"), *good.headers])
-    records = [(m.key, m.value, list(m.headers)) for m in (good, bad, later)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SEND_RAW_HEADERS, place.servers, place.names.splits, repr(records),
-        env=os.environ | {"AIOKAFKA_NO_EXTENSIONS": "1"},
-    )  # fmt: skip
-    assert await process.wait() == 0
-    async with place.serving():
-        await place.settled()
-        async with asyncio.timeout(BOUND):
-            while len(outcomes := await read_outcomes(place.servers, place.names.results)) < 2:
-                await asyncio.sleep(0.05)
-    assert sorted(outcome.told.request.sequence for outcome in outcomes) == [1, 2]
-    letters, _ = await read_topic(place.servers, place.names.dead_letters)
-    (letter,) = [record for log in letters.values() for record in log]
-    assert dict(letter.headers)[CONNECT + "offset"] == b"1"
