@@ -7,7 +7,7 @@ ARG BASE=python:3.11-slim
 FROM ${BASE} AS build
 COPY . /source
 RUN python3 -m venv /opt/splitferry \
- && /opt/splitferry/bin/pip install --no-cache-dir /source
+ && /opt/splitferry/bin/pip install --no-cache-dir '/source[otel,web]'
 
 FROM ${BASE}
 COPY --from=build /opt/splitferry /opt/splitferry

@@ -2,14 +2,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 10
 BIN := $(VENV)/bin
 
-.PHONY: help demo test bench clean
+.PHONY: help demo test drill docs soak model guards fuzz bench screenshots clean
 
 help:
 	@echo 'make demo [ARGS="PATH…"]   send files through a real Kafka, receive and compare them'
 	@echo 'make test [ARGS="…"]       linters, types, all tests (ARGS go to pytest)'
-	@echo 'make bench                 measure the receiving side'
+	@echo 'make drill                 receive 200 requests, lose the root, rebuild it from the log'
+	@echo 'make docs                  build the documentation into site/'
+	@echo 'make soak [MINUTES=10]     all faults mixed, from a seed (ARGS="--seed N")'
+	@echo 'make model [ARGS="WORLD…"]  explore small worlds in every order of events'
+	@echo 'make guards [ARGS="WORD…"]  take each guard out of a copy and see its test go red'
+	@echo 'make fuzz [ARGS="--seed N"]  a million inputs for the codec, 100,000 for the whole intake'
+	@echo 'make bench [ARGS="NAME…"]  all benchmarks, some 25 minutes, and the page of their figures'
+	@echo 'make screenshots           pictures of the live page during a real transfer'
 	@echo 'make clean                 remove the virtual environment and caches'
 
 demo: $(VENV)/.installed
@@ -21,11 +29,34 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest $(ARGS)
 
-bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/run.py
+drill: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/integration/test_recovery_drill.py $(ARGS)
+
+# Strict: a broken link, or a name of the API that is not there, fails it.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python tests/soak/run.py --minutes $(MINUTES) $(ARGS)
+
+model: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -m model.explore $(ARGS)
+
+guards: $(VENV)/.installed-dev
+	$(BIN)/python tests/guards/run.py $(ARGS)
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python tests/fuzz/codec.py --runs 1000000 $(ARGS)
+	$(BIN)/python tests/fuzz/intake.py --runs 100000 $(ARGS)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+screenshots: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/page/screenshots.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-openmsistream .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site
 
 # The project is installed in place, so only a change of its dependencies calls for another go.
 $(VENV)/.installed: pyproject.toml
@@ -34,9 +65,17 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -m venv $(VENV) \
 	  || { echo 'this Python lacks its venv module: on Debian, apt install python3-venv' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[broker]'
+	$(BIN)/python -m pip install --quiet --editable '.[broker,otel,web]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
