@@ -184,7 +184,9 @@ async def test_a_command_works_with_its_rights_and_names_the_one_it_lacks(
             assert "kafka-acls.sh" in said
             assert len(outcome.stderr.splitlines()) <= 2, outcome
             assert outcome.error
-        await here.stage.consumer()
+        consumer = await here.stage.consumer()
+        # Sooner it knows no signals yet, and is not stopped but ended by one.
+        await until(lambda: consumer.heard("partition taken") > 0, "the consumer has its partition")
         if who == "reader":
             operator = documented("operator", here.names, here.group)
             ended = await here.run(operator, "abort", request, "--reason", "enough")
