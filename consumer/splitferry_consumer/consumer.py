@@ -51,6 +51,8 @@ class Consumer:
     Raises:
         StartError: on entering: the settings, the root or the cluster do not allow a start; one
             line that names the remedy.
+        OSError: on entering: a certificate file of `settings.connection` cannot be read.
+        RuntimeError: it was entered before.
     """
 
     def __init__(

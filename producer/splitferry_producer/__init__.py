@@ -2,6 +2,7 @@
 
 from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.records import Result, Status
+from splitferry_protocol.rights import Right
 
 from .errors import (
     DeliveryFailed,
@@ -41,6 +42,7 @@ __all__ = [
     "ProducerError",
     "Result",
     "ResultFeed",
+    "Right",
     "Sent",
     "SourceChanged",
     "SourceError",

@@ -18,7 +18,12 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FolderFile:
-    """A regular file; `unique_id` is its path relative to the folder, with `/`."""
+    """A regular file of a folder.
+
+    Attributes:
+        path: the folder's path as it was given, with the file's behind it.
+        unique_id: the path relative to the folder, with `/`.
+    """
 
     path: Path
     unique_id: str

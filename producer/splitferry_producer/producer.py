@@ -106,14 +106,16 @@ class Producer:
         state_dir: where sequences are kept; None: the user's state directory.
         stall_timeout: s without any confirmation by the broker, while some are due, after which
             the requests that wait for them fail with NoBroker; 120 unless told.
-        on_accepted: told each accepted event of a request that waits for its result.
+        on_accepted: told each accepted event of a request that waits for its result, in the
+            event loop: it must not block.
 
     Attributes:
         node_id: the node id in use; there once entered.
 
     Raises:
+        StateError: the given `node_id` is not a u32; on entering, its sequences cannot be kept.
         ProducerError: on entering: NoBroker, LoginRefused, UnknownTopic, MissingRights,
-            SplitTooLarge, or StateError if the sequences of a given `node_id` cannot be kept.
+            SplitTooLarge, or a certificate file cannot be read.
     """
 
     def __init__(
@@ -257,12 +259,14 @@ class Producer:
         """Send one item as a request of its own.
 
         Args:
-            unique_id: names the item; for block `file` also its path below the consumer's root.
-            version: replaces older versions only; None: the Unix time in ms.
+            unique_id: names the item, 1 to 512 bytes of UTF-8; for block `file` also its path
+                below the consumer's root.
+            version: u64; replaces older versions only. None: the Unix time in ms.
+            labels: handed through to the result; at most 16 pairs and 2 KiB.
             wait: wait for the result; otherwise only until the broker has every split.
             timeout: s from the opening of the request; None: no limit.
             progress: told the bytes of each split when the broker has it.
-            reply: correlation token, handed through to the result.
+            reply: correlation token, 1 to 256 bytes, handed through to the result.
 
         Returns:
             The result, whatever its status; or what was sent, without `wait`.
@@ -317,11 +321,15 @@ class Producer:
         Args:
             reason: up to 1 KiB.
             partition: where the request's splits are; None: where it would open now.
-            wait: wait for the result, up to `timeout` s.
+            wait: wait for the result, up to `timeout` s; None: no limit.
+
+        Returns:
+            The result; None without `wait`.
 
         Raises:
-            InvalidItem: the contract does not allow the reason.
+            InvalidItem: the contract does not allow the reason, or there is no such partition.
             TimedOut: no result in time: most likely the request was not open.
+            ProducerError: the brokers cannot be reached or refuse the record.
         """
         try:
             value = encode_abort(Abort(request, reason))

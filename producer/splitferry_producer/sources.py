@@ -74,6 +74,10 @@ class MemorySource(DataItemSource):
     """Bytes, a memoryview, an array: whatever gives a buffer in C order. It is not copied,
     and must not change until it is sent; a change is found by the digest.
 
+    Args:
+        block: where the item goes at the consumer: memory, unless told.
+        name: what errors call it.
+
     Raises:
         TypeError: there is no such buffer.
     """
@@ -101,6 +105,9 @@ class FileSource(DataItemSource):
 
     The file must not change from `open` to the end: its size, modification time and inode are
     compared, and a short read is a change too.
+
+    Args:
+        block: where the item goes at the consumer: a file, unless told.
     """
 
     def __init__(self, path: str | os.PathLike[str], block: Block = Block.FILE) -> None:
@@ -196,6 +203,8 @@ class StreamSource(DataItemSource):
     Args:
         stream: an async iterator of bytes, an `asyncio.StreamReader`, or a binary file to
             read, such as `sys.stdin.buffer`. It is not closed.
+        block: where the item goes at the consumer: a file, unless told.
+        name: what errors call it.
     """
 
     unbounded = True

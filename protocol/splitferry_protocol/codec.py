@@ -102,7 +102,12 @@ class NewerVersion(InvalidRecord):
 
 
 def encode_split(split: Split) -> bytes:
-    """The value of a split record. Raises ValueError naming the field that is not allowed."""
+    """The value of a split record: header and payload.
+
+    Raises:
+        ValueError: a field is not allowed, which the message names, or the header has more than
+            8 KiB.
+    """
     check(split)
     header = _begin("split", split.request) | _item(split)
     header |= {"index": split.index, "offset": split.offset, "total": split.total}
@@ -155,7 +160,8 @@ def encode_accepted(accepted: Accepted) -> bytes:
 
 
 def crc_header(value: bytes) -> tuple[str, bytes]:
-    """The Kafka record header that every record on the splits topic carries."""
+    """The Kafka record header that every record on the splits topic carries: its name, and the
+    CRC-32C of the whole value as 4 bytes, big-endian."""
     crc: int = google_crc32c.value(value)
     return CRC_HEADER, crc.to_bytes(4, "big")
 
@@ -164,6 +170,11 @@ def decode_record(
     key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
 ) -> Split | Abort:
     """Read a record of the splits topic; the split's payload is a view into `value`.
+
+    Args:
+        key: the record's key; None where it has none.
+        value: its value; None where it has none.
+        headers: the record's own, as names and bytes; `crc32c` is among them.
 
     Raises:
         InvalidRecord: the record breaks the contract, whatever its bytes are.

@@ -43,6 +43,8 @@ class ConnectionSettings:
 
     Attributes:
         bootstrap_servers: HOST:PORT, several separated by commas.
+        security_protocol: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
+        sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; counts with SASL only.
         sasl_password: the password itself; kept as a `Secret`.
         ssl_cafile: certificates to trust (PEM); None: the system's authorities. The broker's host
             name is always checked.
@@ -97,10 +99,12 @@ class ConnectionSettings:
 
     @property
     def uses_sasl(self) -> bool:
+        """Whether the brokers want a user and a password."""
         return self.security_protocol.startswith("SASL_")
 
     @property
     def uses_ssl(self) -> bool:
+        """Whether the connections are encrypted (TLS)."""
         return self.security_protocol.endswith("SSL")
 
     def client_options(self) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class BatchTransferError(WsDataError):
 
 
 class WriteDataFailed(WsDataError):
-    """The target could not be written after all retries. `cause` says why, for people."""
+    """The target could not be written after all retries; the message says why."""
 
     code = "WriteDataFailed"
 

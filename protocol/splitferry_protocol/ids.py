@@ -86,6 +86,12 @@ class RequestKey:
 
     A request id alone would not do: beyond the horizon an id may open again, at
     another first offset, and each opening has a verdict of its own (DESIGN, "A file").
+
+    Attributes:
+        group: the consumer group.
+        topic: the splits topic.
+        partition: its partition.
+        first: offset of the opening's first split.
     """
 
     group: str

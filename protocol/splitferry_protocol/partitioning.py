@@ -6,7 +6,7 @@ from aiokafka.partitioner import murmur2
 
 
 def partition_for(key: bytes, partitions: int) -> int:
-    """Kafka's default choice for a record with a key, out of `partitions` many.
+    """Kafka's default choice for a record with a key: a number from 0 to `partitions` - 1.
 
     Raises:
         ValueError: there is no partition to choose.

@@ -66,13 +66,15 @@ class Split:
     """One part of an item (WIRE, "split").
 
     Attributes:
+        unique_id: names the item, 1 to 512 bytes of UTF-8.
+        version: of the item (u64).
         index: number of the split in the request, from 0.
         offset: where in the item the payload's first byte belongs.
         total: bytes of the whole item; None while the producer does not know it.
         payload: its bytes; may be a view into the record's value.
         sha256: digest of the whole item, 32 bytes.
         reply: correlation token, 1 to 256 bytes.
-        labels: handed through to the result.
+        labels: handed through to the result; at most 16 pairs and 2 KiB.
     """
 
     request: RequestId
@@ -161,6 +163,7 @@ class Result:
 
     @property
     def success(self) -> bool:
+        """Whether the item is whole, and durable at its target."""
         return self.status is Status.COMPLETED
 
 

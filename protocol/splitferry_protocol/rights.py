@@ -15,7 +15,13 @@ _REFUSED = {29: TOPIC, 30: GROUP, 31: CLUSTER, 53: TRANSACTIONAL_ID}
 
 
 class Right(NamedTuple):
-    """An operation on a resource. A name that ends with `/` stands for all that begin so."""
+    """An operation on a resource. A name that ends with `/` stands for all that begin so.
+
+    Attributes:
+        operation: as Kafka calls it: Read, Write, Describe and so on.
+        resource: topic, group, cluster or transactional id.
+        name: of the resource; empty for the cluster.
+    """
 
     operation: str
     resource: str

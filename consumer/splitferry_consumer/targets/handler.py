@@ -24,7 +24,9 @@ class ReceivedItem:
     result it is received and handled again, under the same request id.
 
     Attributes:
-        labels: as the splits gave them.
+        unique_id: names the item, 1 to 512 bytes of UTF-8.
+        version: of the item (u64).
+        labels: as the splits gave them; empty without any.
         data: its bytes, read-only. The view stays valid as long as it is kept, but the memory
             limit counts it only until the handler returns.
         sha256: their digest, 32 bytes.
