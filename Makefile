@@ -5,13 +5,14 @@ ARGS ?=
 MINUTES ?= 10
 BIN := $(VENV)/bin
 
-.PHONY: help demo test drill docs soak model guards fuzz bench screenshots clean
+.PHONY: help demo test drill docs dist soak model guards fuzz bench screenshots clean
 
 help:
 	@echo 'make demo [ARGS="PATH…"]   send files through a real Kafka, receive and compare them'
 	@echo 'make test [ARGS="…"]       linters, types, all tests (ARGS go to pytest)'
 	@echo 'make drill                 receive 200 requests, lose the root, rebuild it from the log'
 	@echo 'make docs                  build the documentation into site/'
+	@echo 'make dist                  build wheel and sdist of the last commit into dist/'
 	@echo 'make soak [MINUTES=10]     all faults mixed, from a seed (ARGS="--seed N")'
 	@echo 'make model [ARGS="WORLD…"]  explore small worlds in every order of events'
 	@echo 'make guards [ARGS="WORD…"]  take each guard out of a copy and see its test go red'
@@ -35,6 +36,13 @@ drill: $(VENV)/.installed-dev
 # Strict: a broken link, or a name of the API that is not there, fails it.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# What is committed and nothing else, dated by the commit: built again, it is the same bytes.
+dist: $(VENV)/.installed-dist
+	rm -rf dist build/commit
+	mkdir -p build/commit
+	git archive HEAD | tar -x -f - -C build/commit
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --outdir dist build/commit
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python tests/soak/run.py --minutes $(MINUTES) $(ARGS)
@@ -74,6 +82,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
+
+$(VENV)/.installed-dist: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group dist
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -77,7 +77,7 @@ ELSEWHERE = {
     ),
     "NEW=kafka-new:9092": "the scene names the other broker of the tests",
     "pip install --upgrade 'splitferry[web]'": "there is one version, which is installed",
-    "pip install 'splitferry[web]==0.1.0'": "there is one version, which is installed",
+    "pip install 'splitferry[web]==1.0.0'": "there is one version, which is installed",
 }
 """Commands that cannot run here, why, and where they are run instead."""
 
