@@ -32,6 +32,12 @@ API = {
     "protocol": ("splitferry_protocol", "The contract: ids, records, their bytes, errors"),
 }
 
+ROOT_PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
+
 
 def commands(
     command: click.Command = splitferry, path: tuple[str, ...] = ()
@@ -162,10 +168,12 @@ def api_page(package: str, title: str) -> str:
     return page
 
 
-def index_page() -> str:
-    """The README, whose links begin at the root of the repository."""
-    text = (REPOSITORY / "README.md").read_text()
+def root_page(name: str) -> str:
+    """A page that stands at the root of the repository, where its links begin."""
+    text = (REPOSITORY / name).read_text()
     text = re.sub(r"\]\((?!\w+:|#)", "](../", text).replace("](../docs/", "](")
+    for other, made in ROOT_PAGES.items():
+        text = text.replace(f"](../{other}", f"]({made}")
     return re.sub(r"\]\(\.\./examples[^)]*\)", "](examples.md)", text)
 
 
@@ -184,7 +192,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File  # noqa: PLC0415  only where the site is built
 
     made = {
-        "index.md": index_page(),
+        **{made: root_page(name) for name, made in ROOT_PAGES.items()},
         "commands.md": commands_page(),
         "examples.md": examples_page(),
         **{f"api/{name}.md": api_page(*about) for name, about in API.items()},

@@ -61,7 +61,8 @@ class Section:
 
 
 def pages() -> list[Path]:
-    return [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/**/*.md"))]
+    ours = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
+    return ours + sorted(REPOSITORY.glob("docs/**/*.md"))
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str, int, list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockingError
 
+from console import spans
 from splitferry_cli.kafka_jars import KAFKA_VERSION, kafka_jars
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +96,21 @@ def test_the_wheel_holds_every_room() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert sorted(packages) == sorted(f"{room}/splitferry_{room}" for room in ROOMS)
+
+
+def test_what_contributors_are_sent_to_is_there() -> None:
+    page = ROOT / "CONTRIBUTING.md"
+    rooms = (*ROOMS, "tests", "docs", "deploy", "benchmarks")
+    files = [f"/{file.relative_to(ROOT)}" for room in rooms for file in (ROOT / room).rglob("*")]
+    files += [f"/{file.name}" for file in ROOT.iterdir()]
+    named = [one for one in spans(page) if re.fullmatch(r"[\w./-]+/|[\w./-]+\.[a-z]+", one)]
+    assert len(named) > 40
+    assert [one for one in named if not any(f.endswith(f"/{one.rstrip('/')}") for f in files)] == []
+    source = "".join((ROOT / f[1:]).read_text() for f in files if f.endswith(".py"))
+    names = {one for one in spans(page) if re.fullmatch(r"[A-Z]\w+|\w*_\w+|[A-Z]\w+\.\w+", one)}
+    names -= {one for one in named if one.endswith(".py")}
+    assert len(names) > 15
+    assert [one for one in names if not re.search(rf"\b{one.split('.')[-1]}\b", source)] == []
 
 
 async def test_a_blocking_call_in_the_loop_fails(tmp_path: Path) -> None:
