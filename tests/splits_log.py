@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -48,7 +47,7 @@ async def logged(servers: str, topics: Topics, request: RequestId | None = None)
                 for record in (await reader.getmany(where, timeout_ms=500)).get(where, []):
                     made = decode_record(record.key, record.value, record.headers)
                     if isinstance(made, Split):
-                        made = replace(made, payload=bytes(made.payload))
+                        made = made._replace(payload=bytes(made.payload))
                     if request in (None, made.request):
                         found.append((where.partition, made))
         return found

@@ -143,7 +143,7 @@ async def test_a_flood_of_requests_that_never_go_on_opens_no_more_than_the_limit
 async def test_a_flood_of_dead_letters_holds_no_more_than_may_be_held(
     root: Path, record: Record
 ) -> None:
-    flood, peak = await attack(lambda offset: replace(record, offset=offset), root)
+    flood, peak = await attack(lambda offset: record._replace(offset=offset), root)
     print(f"{peak / MIB:.1f} MiB")
     assert flood.told == {DEAD_LETTERS: FLOOD}
     assert HELD / 2 < flood.held < HELD + BATCH * 4096

@@ -89,7 +89,7 @@ def test_every_error_comes_back_whole(catalogue: Catalogue, error: WsDataError) 
 
 def test_the_first_writer_wins(catalogue: Catalogue) -> None:
     first = decide(catalogue, item(), completed())
-    assert first.verdict == replace(completed(), target={"path": "item"})
+    assert first.verdict == completed()._replace(target={"path": "item"})
     failed = Verdict(Status.FAILED, BatchTransferFailed(REQUEST, "x"))
     assert decide(catalogue, item(), failed, None) == first
 
@@ -175,7 +175,7 @@ def test_names_spelled_alike_where_the_root_folds_them(tmp_path: Path) -> None:
 
 def test_passed_forgets_only_final_rows_of_that_partition(catalogue: Catalogue) -> None:
     failed = Verdict(Status.FAILED, BatchTransferFailed(REQUEST, "x"))
-    other = replace(item(1, 1), key=replace(item(1, 1).key, partition=1))
+    other = replace(item(1, 1), key=item(1, 1).key._replace(partition=1))
     for what in (item(1, 1), item(1, 2), other, item(1, 1, group="h")):
         decide(catalogue, what, failed, None)
     pending = decide(catalogue, item(1, 0), completed())

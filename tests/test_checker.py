@@ -42,7 +42,7 @@ def sound(splits: dict[int, list[Kept]]) -> History:
         told = Accepted(request, GROUP, index, reply)
         outcomes.append(Outcome(expected.openings[request].partition, len(outcomes), told))
     for request, reply in expected.repeats:
-        again = replace(result_of(expected.openings[request]), repeat=True, reply=reply)
+        again = result_of(expected.openings[request])._replace(repeat=True, reply=reply)
         outcomes.append(Outcome(expected.openings[request].partition, len(outcomes), again))
     held = {
         number: min(
@@ -116,14 +116,14 @@ ONE, TWO, OPEN, AGAIN = (RequestId(7, number) for number in (1, 2, 3, 4))
 @pytest.fixture
 def history() -> History:
     whole = cut(ONE, b"0123456789", 4)
-    bad = replace(cut(TWO, b"abcdef", 3)[1], version=9)
+    bad = cut(TWO, b"abcdef", 3)[1]._replace(version=9)
     items = [
         *(message(split, 1) for split in whole),
-        message(replace(whole[0], reply=b"late"), 1),
+        message(whole[0]._replace(reply=b"late"), 1),
         message(cut(TWO, b"abcdef", 3)[0], 1),
         message(bad, 1),
         message(cut(AGAIN, b"xy", 1, reply=b"r1")[0], 1),
-        message(replace(cut(AGAIN, b"xy", 1)[1], reply=b"r2"), 1),
+        message(cut(AGAIN, b"xy", 1)[1]._replace(reply=b"r2"), 1),
         message(cut(OPEN, b"wxyz", 2)[0], 1),
     ]
     return sound(log_of(*items, (None, b"poison", [])))
@@ -155,7 +155,7 @@ def test_the_reference_knows_how_requests_end() -> None:
     ended = reference(
         log_of(
             message(cut(ONE, b"0123", 4)[0], 1),
-            message(replace(cut(TWO, b"0123", 4)[0], sha256=bytes(32)), 1),
+            message(cut(TWO, b"0123", 4)[0]._replace(sha256=bytes(32)), 1),
             message(cut(OPEN, b"0123", 2)[0], 1),
             message(Abort(OPEN, "x"), 1),
             message(cut(AGAIN, b"0123", 2)[0], 1),
@@ -191,7 +191,7 @@ def changed(history: History, index: int, *outcomes: Outcome) -> History:
 def with_result(history: History, **changes: object) -> History:
     index, result = of(history, ONE)
     before = history.outcomes[index]
-    return changed(history, index, before._replace(told=replace(result, **changes)))  # type: ignore[arg-type]
+    return changed(history, index, before._replace(told=result._replace(**changes)))  # type: ignore[arg-type]
 
 
 def without(request: RequestId, repeat: bool = False) -> Callable[[History], History]:
@@ -304,7 +304,7 @@ def test_a_mismatch_needs_another_request_with_that_version() -> None:
     index, result = of(history, ONE)
     error = WsDataError("too old")
     error.code = "VersionMismatch"
-    refused = replace(result, status=Status.FAILED, error=error, target=None)
+    refused = result._replace(status=Status.FAILED, error=error, target=None)
     digest = hashlib.sha256(b"new").digest()
     history = changed(history, index, history.outcomes[index]._replace(told=refused))
     history = replace(history, tree=Tree({f"items/{ONE}": digest}), sightings=[])

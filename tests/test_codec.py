@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -183,7 +182,7 @@ def test_splits_aborts_and_accepted_events_come_back_as_they_went(record: Record
 def test_results_come_back_as_they_went(result: Result) -> None:
     back = there_and_back(result)
     assert isinstance(back, Result)
-    assert replace(back, error=None) == replace(result, error=None)
+    assert back._replace(error=None) == result._replace(error=None)
     assert type(back.error) is type(result.error)
     if back.error is not None and result.error is not None:
         assert back.error.to_wire() == result.error.to_wire()
@@ -203,7 +202,7 @@ def test_the_bytes_are_the_ones_written_out_by_hand() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 65535, 65536, PAYLOAD_MAX])
 def test_a_payload_of_any_size_is_a_view_into_the_value(size: int) -> None:
-    value = encode_split(replace(SPLIT, payload=bytes(size)))
+    value = encode_split(SPLIT._replace(payload=bytes(size)))
     headers = [crc_header(value)]
     tracemalloc.start()
     split = decode_record(REQUEST.key, value, headers)
@@ -218,14 +217,13 @@ def test_a_payload_of_any_size_is_a_view_into_the_value(size: int) -> None:
 
 def test_a_payload_may_be_any_flat_view_of_bytes() -> None:
     for payload in (memoryview(b"abcd")[1:3], memoryview(bytearray(b"bc"))):
-        split = there_and_back(replace(SPLIT, payload=payload))
+        split = there_and_back(SPLIT._replace(payload=payload))
         assert isinstance(split, Split)
         assert split.payload == b"bc"
 
 
 def test_the_largest_result_fits_its_header() -> None:
-    largest = replace(
-        RESULT,
+    largest = RESULT._replace(
         request=RequestId(U32_MAX, U64_MAX),
         unique_id="u" * UNIQUE_ID_MAX,
         version=U64_MAX,
@@ -473,7 +471,7 @@ WRONG_RESULTS: list[tuple[str, Any]] = [
 )
 def test_encoding_refuses_a_wrong_field_by_name(record: Any, field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field}"):
-        encode(replace(record, **{field: value}))
+        encode(record._replace(**{field: value}))
 
 
 @settings(deadline=None, max_examples=300)
@@ -504,10 +502,10 @@ def test_encoding_refuses_what_decoding_refuses(split: Split, data: st.DataObjec
         read = decode(received, Split, split.request.key)
     except InvalidRecord:
         with pytest.raises(ValueError, match=f"^{field}"):
-            encode_split(replace(split, **changed))
+            encode_split(split._replace(**changed))
     else:
-        assert read == replace(split, **changed)
-        assert there_and_back(replace(split, **changed)) == read
+        assert read == split._replace(**changed)
+        assert there_and_back(split._replace(**changed)) == read
 
 
 def encode_payload(split: Split) -> bytes:

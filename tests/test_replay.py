@@ -6,7 +6,6 @@ import asyncio
 import errno
 import random
 from collections.abc import Awaitable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,7 +125,7 @@ def test_a_replay_says_of_each_request_what_its_log_says(
 async def test_what_completed_is_compared_with_its_result() -> None:
     logs = log_of(cut(ONE, DATA, 300))
     opening = expected(logs).openings[ONE]
-    logs.record(replace(result_of(opening), sha256=bytes(32)))
+    logs.record(result_of(opening)._replace(sha256=bytes(32)))
     report = (await replayed(logs)).of(ONE)
     assert report.outcome is Outcome.DAMAGED
     assert "the digest differs" in (report.reason or "")
@@ -175,9 +174,9 @@ async def test_an_id_that_comes_again_without_a_result_is_told_once_more() -> No
 async def test_results_of_others_and_repeats_say_nothing() -> None:
     logs = log_of(cut(ONE, DATA, 300))
     result = result_of(expected(logs).openings[ONE], Status.FAILED)
-    logs.record(replace(result, group="another"))
-    logs.record(replace(result, repeat=True))
-    logs.record(replace(result, input=result.input._replace(topic="another")))
+    logs.record(result._replace(group="another"))
+    logs.record(result._replace(repeat=True))
+    logs.record(result._replace(input=result.input._replace(topic="another")))
     logs.results[0].append(Record(3, ONE.key, b"\xc1"))
     told = await replayed(logs)
     report = told.of(ONE)
@@ -358,7 +357,7 @@ async def test_records_that_retention_has_deleted_are_told() -> None:
 async def test_a_range_ends_for_what_is_deleted_as_well() -> None:
     logs = log_of(cut(ONE, DATA, 250), cut(TWO, DATA, 250), cut(THREE, DATA, 250))
     for number, opening in enumerate(expected(logs).openings.values()):
-        logs.record(replace(result_of(opening), finished_at=1000 * number))
+        logs.record(result_of(opening)._replace(finished_at=1000 * number))
     logs.start = 8
     for ends in (Bounds(since=0, until=1000), Bounds(since=0, ends={0: 4})):
         assert (await replayed(logs, bounds=ends)).outcomes() == {ONE: Outcome.DELETED}
@@ -385,7 +384,7 @@ async def test_retention_may_be_quicker_than_the_reading() -> None:
 
 async def test_a_result_without_a_split_in_the_log_is_told() -> None:
     logs = recorded(log_of(cut(ONE, DATA, 250), cut(TWO, DATA, 250)))
-    logs.splits[0][:4] = [replace(r, key=b"9-9") for r in logs.splits[0][:4]]
+    logs.splits[0][:4] = [r._replace(key=b"9-9") for r in logs.splits[0][:4]]
     report = (await replayed(logs, ids=[ONE])).of(ONE)
     assert (report.outcome, report.missing) == (Outcome.INCOMPLETE, [(0, 1000)])
     assert report.reason == "no split of it lies at offsets 0 to 3"
@@ -396,7 +395,7 @@ async def test_a_split_damaged_since_is_named_with_its_offset() -> None:
     logs = recorded(sound)
     record = logs.splits[0][2]
     assert record.value is not None
-    logs.splits[0][2] = replace(record, value=record.value[:-1] + b"?")
+    logs.splits[0][2] = record._replace(value=record.value[:-1] + b"?")
     report = (await replayed(logs)).of(ONE)
     assert report.outcome is Outcome.DAMAGED
     assert (report.reason or "").startswith("SplitTaskFailed: ")

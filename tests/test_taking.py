@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import msgpack
 import pytest
@@ -133,8 +132,8 @@ async def test_only_results_of_this_group_and_partition_are_obeyed() -> None:
     tell(kafka, b"not msgpack")
     tell(kafka, Accepted(RequestId(1, 0), "group", 0, b"token"))
     tell(kafka, result(0, group="another"))
-    tell(kafka, replace(result(1), input=Input(SPLITS, 1, 1, 1)))
-    tell(kafka, replace(result(2), input=Input("other-splits", 0, 2, 2)))
+    tell(kafka, result(1)._replace(input=Input(SPLITS, 1, 1, 1)))
+    tell(kafka, result(2)._replace(input=Input("other-splits", 0, 2, 2)))
     tell(kafka, result(3, 3, 3))
     ledger = await taken(kafka)
     assert [knows(ledger, request, request) for request in range(4)] == [False, False, False, True]

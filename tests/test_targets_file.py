@@ -106,7 +106,7 @@ async def test_writes_in_any_order_become_one_file(target: FileTarget, root: Pat
     assert await target.in_thread(lambda: incoming.read_at(5, 7)) == data[5:12]
     assert not (root / "a").exists()
     verdict = await incoming.settle(completed(data))
-    assert verdict == replace(completed(data), target={"path": "a/b c/ü.bin"})
+    assert verdict == completed(data)._replace(target={"path": "a/b c/ü.bin"})
     published = root / "a/b c/ü.bin"
     assert published.read_bytes() == data
     assert published.stat().st_mode & 0o777 == 0o640
@@ -126,9 +126,9 @@ async def test_begin_does_no_io_and_an_empty_item_is_a_file(target: FileTarget, 
 
 async def test_a_failed_proposal_leaves_no_file(target: FileTarget, root: Path) -> None:
     what = item(version=U64_MAX, sequence=U64_MAX // 10)
-    what = replace(what, key=replace(what.key, first=2**62))
+    what = replace(what, key=what.key._replace(first=2**62))
     incoming = await received(target, what, b"bytes")
-    proposal = replace(expired(what), size=U64_MAX, sha256=b"\xff" * 32)
+    proposal = expired(what)._replace(size=U64_MAX, sha256=b"\xff" * 32)
     verdict = await incoming.settle(proposal)
     assert verdict.status is Status.EXPIRED
     assert not (root / "item").exists()

@@ -5,7 +5,6 @@ Their generator shares no code with the project, so agreement says something abo
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -93,9 +92,9 @@ def shown(value: Any) -> Any:
 def meaning(record: Split | Abort | Result | Accepted) -> dict[str, Any]:
     optional = {"sha256", "reply", "labels"} if isinstance(record, Split) else {"labels"}
     fields = {
-        field.name: getattr(record, field.name)
-        for field in dataclasses.fields(record)
-        if field.name not in optional or getattr(record, field.name) is not None
+        name: value
+        for name, value in record._asdict().items()
+        if name not in optional or value is not None
     }
     if isinstance(record, Result):
         fields["success"] = record.success

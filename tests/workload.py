@@ -124,31 +124,31 @@ def _records(
         case 3:  # overlapping, where the bytes agree
             start, end = sorted(rng.choices(range(len(data) + 1), k=2))
             payload = data[start:end]
-            splits.append(replace(first, index=99, offset=start, payload=payload, sha256=None))
+            splits.append(first._replace(index=99, offset=start, payload=payload, sha256=None))
             rng.shuffle(splits)
         case 4:  # other bytes where some were received
             other = bytes(len(first.payload)) if first.payload else b"?"
-            splits.insert(1, replace(first, index=98, payload=other))
+            splits.insert(1, first._replace(index=98, payload=other))
         case 5:
             return sent(*splits[:-1], Abort(request, "not wanted"), last)
         case 6:  # several tokens: before the end, then after it, some again
             tokens = [b"a", b"a", b"b", b"c", b"b"]
-            splits = [replace(s, reply=t) for s, t in zip(splits, cycle(tokens), strict=False)] + [
-                replace(first, reply=token) for token in (b"d", b"d", b"e", b"d")
+            splits = [s._replace(reply=t) for s, t in zip(splits, cycle(tokens), strict=False)] + [
+                first._replace(reply=token) for token in (b"d", b"d", b"e", b"d")
             ]
         case 7:  # the same item in two versions, perhaps in two partitions
             name = f"versions/{request.node_id}-{number // 24}"
-            splits = [replace(s, unique_id=name, version=1 + number // 12 % 2) for s in splits]
+            splits = [s._replace(unique_id=name, version=1 + number // 12 % 2) for s in splits]
         case 8:
             also = [damaged(sent(first)[0])]
         case 9:
             wrong = {"sha256": bytes(32)}
             unsafe = {"unique_id": f"../outside/{number}", "block": Block.FILE}
-            splits = [replace(s, **(wrong if number % 24 == 9 else unsafe)) for s in splits]
+            splits = [s._replace(**(wrong if number % 24 == 9 else unsafe)) for s in splits]
         case 10:  # late duplicates, and the id used again for something else
-            splits += [first, replace(first, version=5), replace(first, reply=b"late")]
+            splits += [first, first._replace(version=5), first._replace(reply=b"late")]
         case 11:
-            splits.insert(len(splits) // 2, replace(first, version=first.version + 1))
+            splits.insert(len(splits) // 2, first._replace(version=first.version + 1))
         case _:
             pass
     mixed = sent(*splits) + also

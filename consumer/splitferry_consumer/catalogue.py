@@ -305,7 +305,7 @@ class Catalogue:
                     error = self._objection(item, held[item.unique_id], taken + growth, quota)
                     if error is None:
                         place = {"path": item.unique_id}
-                        verdict = replace(verdict, target=place)
+                        verdict = verdict._replace(target=place)
                         held[item.unique_id].append(_Held(item.version, _request(item.key)))
                         taken += growth
                         named = temporary

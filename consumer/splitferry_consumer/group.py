@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import structlog
 from tenacity import (
@@ -60,8 +60,7 @@ PAUSES = wait_exponential_jitter(multiplier=0.1, max=2.0, jitter=0.1)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class WriteTask:
+class WriteTask(NamedTuple):
     """Compare `overlaps` with what is there, then write `gaps`: ranges of the item in `split`."""
 
     split: Split
@@ -73,8 +72,7 @@ class WriteTask:
         return payload[part[0] - self.split.offset : part[1] - self.split.offset]
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How the request ended in the log; the last three are what the splits declared."""
 
     status: Status

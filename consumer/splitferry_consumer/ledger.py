@@ -11,7 +11,8 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from splitferry_protocol.codec import InvalidRecord, decode_outcome, encode_result
 from splitferry_protocol.errors import BatchTransferError, BatchTransferFailed, WsDataError
@@ -63,8 +64,7 @@ DEFAULT_LIMITS = Limits()
 # ---- what the ledger asks for
 
 
-@dataclass(frozen=True, slots=True)
-class WriteSplit:
+class WriteSplit(NamedTuple):
     """Compare `overlaps` with what is there, then write `gaps`, all ranges of the item.
 
     With overlaps the ledger must be told by `compared`, and decides nothing more of the
@@ -77,8 +77,7 @@ class WriteSplit:
     overlaps: Sequence[Range] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(NamedTuple):
     """The request has ended: make `status` and `error` final at the target, then `settled`."""
 
     state: ReceiveState
@@ -90,8 +89,7 @@ Decision = WriteSplit | Settle
 # ---- what is published
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):
     """An event besides results, owed for the record at `offset`: an accepted event or a repeat."""
 
     offset: int
@@ -102,8 +100,7 @@ class Told:
         return self.event.request
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(NamedTuple):
     """The record at `offset`, and why it is one."""
 
     offset: int
@@ -727,4 +724,4 @@ def _cost(event: Told | DeadLetter) -> int:
 
 
 def _repeat(result: Result, reply: bytes | None) -> Result:
-    return replace(result, reply=reply, repeat=True)
+    return result._replace(reply=reply, repeat=True)

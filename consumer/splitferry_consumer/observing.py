@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from splitferry_protocol.records import Block, Result, Split, Status
 
@@ -39,8 +40,7 @@ class Second:
     results: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):
     """A result, with what the log says of the request besides."""
 
     result: Result
@@ -48,8 +48,7 @@ class Told:
     """When the log got the first split, Unix time in ms."""
 
 
-@dataclass(frozen=True, slots=True)
-class Died:
+class Died(NamedTuple):
     """A dead letter that was published. A record may be as large as its topic takes, and so may
     its key: of them it keeps what is shown."""
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -530,8 +530,7 @@ class Partition:
         return f"<Partition {self.number} {self._ledger} {self.gauge} open={len(self._handles)}>"
 
 
-@dataclass(frozen=True, slots=True)
-class _Reports:
+class _Reports(NamedTuple):
     """Brings what a write group tells to the ledger that opened the request."""
 
     partition: Partition

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from splitferry_protocol.codec import InvalidRecord
 from splitferry_protocol.errors import (
@@ -33,8 +34,7 @@ class Phase(Enum):
     """The result is in the running transaction."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A record of the log with what it says. `content` None is the horizon being reached."""
 
     offset: int

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from splitferry_protocol.codec import InvalidRecord, decode_record
 from splitferry_protocol.records import Abort, Split
@@ -15,8 +14,7 @@ from splitferry_protocol.records import Abort, Split
 from .bookmark import TopicIds
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record as it was read."""
 
     offset: int
@@ -40,15 +38,14 @@ class Record:
             return invalid.with_traceback(None)
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A record to be published. `partition` None lets the key decide."""
 
     topic: str
     partition: int | None
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = field(default=())
+    headers: Sequence[tuple[str, bytes]] = ()
 
 
 class TransportError(Exception):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from itertools import chain
 from typing import Any, TypeVar
 
 import google_crc32c
@@ -316,17 +317,17 @@ def _deeper_than(levels: int, container: Any) -> bool:
 
 def _tie(key: bytes | None, header: _Header, kinds: Mapping[str, Any]) -> tuple[RequestId, str]:
     """Whom the record speaks for, and its kind. Raises ValueError or KeyError if nobody."""
-    of_key = RequestId.from_key(key)
     version, kind = header["v"], header["kind"]
     if type(version) is not int or version != VERSION:
+        RequestId.from_key(key)  # Without a valid key it is foreign, whatever version it claims.
         unknown = f"v: {reprlib.repr(version)} is not a version known here ({VERSION})"
         later = type(version) is int and version > VERSION
         raise NewerVersion(unknown) if later else ValueError(unknown)
     if type(kind) is not str or kind not in kinds:
         raise ValueError(f"kind: {reprlib.repr(kind)} does not belong on this topic")
     request = RequestId.from_wire(header["request"])
-    if request != of_key:
-        raise ValueError(f"request: the header names {request}, the key {of_key}")
+    if key != request.key:  # Only then it has to be read: an id has one form as a key.
+        raise ValueError(f"request: the header names {request}, the key {RequestId.from_key(key)}")
     return request, kind
 
 
@@ -370,7 +371,7 @@ def _result(request: RequestId, header: _Header, rest: memoryview) -> Result:
         request,
         **_read_item(header),
         group=header["group"],
-        status=_member(Status, header, "status"),
+        status=_member(_STATUSES, header, "status"),
         error=_nil_or_map(header, "error", error_from_wire),
         size=header["size"],
         sha256=header["sha256"],
@@ -411,7 +412,7 @@ def _read_item(header: _Header) -> dict[str, Any]:
     return {
         "unique_id": header["unique_id"],
         "version": header["version"],
-        "block": _member(Block, header, "block"),
+        "block": _member(_BLOCKS, header, "block"),
         "labels": _optional(header, "labels"),
     }
 
@@ -423,11 +424,17 @@ def _optional(header: _Header, name: str) -> Any:
     return header.get(name)
 
 
-def _member(members: type[M], header: _Header, name: str) -> M:
-    try:
-        return members(header[name])
-    except ValueError:
-        raise ValueError(f"{name}: {reprlib.repr(header[name])} is not in the contract") from None
+def _member(members: Mapping[str, M], header: _Header, name: str) -> M:
+    value = header[name]
+    member = members.get(value) if type(value) is str else None
+    if member is None:
+        raise ValueError(f"{name}: {reprlib.repr(value)} is not in the contract")
+    return member
+
+
+_BLOCKS = {block.value: block for block in Block}
+_STATUSES = {status.value: status for status in Status}
+"""Asked for a value, an enumeration takes three times as long as a map."""
 
 
 def _nil_or_map(header: _Header, name: str, read: Callable[[_Header], R]) -> R | None:
@@ -441,8 +448,10 @@ def _nil_or_map(header: _Header, name: str, read: Callable[[_Header], R]) -> R |
 
 def _target(told: _Header) -> _Header:
     """Known keys only: a target map may grow."""
-    known = {name for names in TARGETS for name in names}
-    return {name: value for name, value in told.items() if name in known}
+    return {name: value for name, value in told.items() if name in _TARGET_KEYS}
+
+
+_TARGET_KEYS = frozenset(chain(*TARGETS))
 
 
 def _input(told: Any) -> Input:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
 
 U32_MAX = 2**32 - 1
@@ -80,8 +79,7 @@ class RequestId(NamedTuple):
         raise ValueError("request: not [node id: u32, sequence: u64]")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestKey:
+class RequestKey(NamedTuple):
     """One opening of a request as one group sees it: what verdicts are filed under.
 
     A request id alone would not do: beyond the horizon an id may open again, at

@@ -28,7 +28,7 @@ from .records import (
     Status,
 )
 
-TARGETS = (("path",), ("shm", "host"))
+TARGETS = (frozenset({"path"}), frozenset({"shm", "host"}))
 """The keys of a `target` map: a file's, or a memory segment's."""
 
 
@@ -82,7 +82,7 @@ def _check_result(result: Result) -> None:
     if result.sha256 is not None:
         binary("sha256", result.sha256, SHA256_SIZE, SHA256_SIZE)
     if result.target is not None:
-        if set(result.target) not in map(set, TARGETS):
+        if result.target.keys() not in TARGETS:
             raise ValueError("target: holds neither path nor shm with host")
         for name, value in result.target.items():
             text(f"target.{name}", value, 1, TARGET_MAX)

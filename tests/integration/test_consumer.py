@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +61,7 @@ async def test_the_feed_begins_where_it_is_told_to(place: Place) -> None:
         await place.settled()
         async with feed_of(place) as late, feed_of(place, from_start=True) as early:
             # Told once more to another token: it is the same result.
-            await place.send([message(replace(items[0][0], reply=b"again"), 2)])
+            await place.send([message(items[0][0]._replace(reply=b"again"), 2)])
             await place.settled()
             await place.send([message(split, 2) for split in items[1]])
             assert [result.request.sequence for result in await next_of(late, 1)] == [2]

@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -194,13 +193,13 @@ async def test_errors_are_told_and_the_partition_goes_on(make_place: MakePlace) 
 
     failed = Status.FAILED
     one, two = item(0)
-    case(messages(one, replace(one, payload=b"ABCD"), two), failed, "BatchTransferFailed")
+    case(messages(one, one._replace(payload=b"ABCD"), two), failed, "BatchTransferFailed")
     one, two = item(1)
-    case(messages(one, replace(two, total=9)), failed, "BatchTransferFailed")
+    case(messages(one, two._replace(total=9)), failed, "BatchTransferFailed")
     one, two = item(2)
-    case(messages(one, replace(two, sha256=bytes(32))), failed, "BatchTransferFailed")
+    case(messages(one, two._replace(sha256=bytes(32))), failed, "BatchTransferFailed")
     one, two = item(3)
-    case(messages(one, replace(two, version=2)), failed, "VersionMismatch")
+    case(messages(one, two._replace(version=2)), failed, "VersionMismatch")
     one, two = item(4)
     case(messages(one, Abort(one.request, "enough"), two), Status.ABORTED, "BatchTransferFailed")
     for number, name in enumerate(["../up", "/etc/x", "a//b", ".splitferry/catalog.db", "a/\0"], 5):
@@ -208,9 +207,9 @@ async def test_errors_are_told_and_the_partition_goes_on(make_place: MakePlace) 
     one, two = item(10)
     case([*messages(one), damaged(messages(two)[0])], failed, "SplitTaskFailed")
     one, two = item(11)
-    case(messages(one, replace(two, offset=5)), failed, "SplitTaskFailed")
+    case(messages(one, two._replace(offset=5)), failed, "SplitTaskFailed")
     one, two = item(12)
-    reused = messages(one, two, replace(one, unique_id="other"), replace(one, total=9))
+    reused = messages(one, two, one._replace(unique_id="other"), one._replace(total=9))
     case(reused, Status.COMPLETED, None)
     one, two = item(13, "link/outside")
     case(messages(one, two), failed, "WriteDataFailed")
@@ -351,8 +350,8 @@ async def test_a_full_file_system(make_place: MakePlace) -> None:
 async def test_tokens_are_told_in_their_order(make_place: MakePlace) -> None:
     place = await make_place(1)
     one, two = cut(RequestId(5, 1), b"abcd", 2)
-    before = [replace(one, reply=b"a"), replace(one, reply=b"b", index=7), two]
-    after = [replace(one, reply=t) for t in (b"b", b"c", b"c", b"b")]
+    before = [one._replace(reply=b"a"), one._replace(reply=b"b", index=7), two]
+    after = [one._replace(reply=t) for t in (b"b", b"c", b"c", b"b")]
     async with place.serving():
         await place.send([message(split, 1) for split in before])
         await place.settled()

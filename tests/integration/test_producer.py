@@ -239,7 +239,7 @@ async def test_results_of_other_groups_requests_and_garbage_are_passed_over(
             producer.send(MemorySource(b"x"), unique_id="x", reply=b"mine")
         )
         split = await first_split(bootstrap_servers, names)
-        stranger = replace(split, request=RequestId(1, 1))
+        stranger = split._replace(request=RequestId(1, 1))
         for key, value in [
             (split.request.key, b"garbage"),
             (b"1-1", encode_result(result_for(stranger, "mine", Status.FAILED))),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ async def test_a_restart_goes_on_at_w_and_s(place: Place) -> None:
             watermark, metadata = await committed(place)
             bound = int(re.findall(r"S=(\d+)", metadata)[0])
     assert watermark == 16
-    again = replace(cut(RequestId(5, 10), b"abcd", 2)[0], reply=b"again")
+    again = cut(RequestId(5, 10), b"abcd", 2)[0]._replace(reply=b"again")
     with capture_logs() as log:
         async with place.serving(horizon=4):
             await place.send([message(held[1], 1), message(again, 1)])

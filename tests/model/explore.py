@@ -461,7 +461,7 @@ class Model:
         if self.world.segments:
             made, name = self.storage.announce(self.roots.values[root], data)
             root = self.roots.of(made)
-        return root, replace(verdict, target={"shm": name, "host": "here"})
+        return root, verdict._replace(target={"shm": name, "host": "here"})
 
     def _dropped(self, state: State, p: int, place: int, tenancy: Tenancy, code: int) -> State:
         """The owner forgets the partition; what it held at the targets goes, as far as it may."""

@@ -62,7 +62,7 @@ def t(request: int, reply: str = "", **more: Any) -> Split:
 
 def _item(request: int, offset: int, data: bytes, reply: str, **more: Any) -> Split:
     made = split(request, offset, data, total=2, reply=reply.encode() or None)
-    return replace(made, **more)
+    return made._replace(**more)
 
 
 def bad(request: int) -> InvalidRecord:
@@ -104,7 +104,7 @@ SMALL = [
         decisions=1,
         decides=Status.FAILED,
     ),
-    _world("comparison", h(1), replace(h(1), payload=b"?"), w(2), **AFTER),
+    _world("comparison", h(1), h(1)._replace(payload=b"?"), w(2), **AFTER),
     _world("late digest", w(1), w(1, **OTHER_DIGEST), w(1), **AFTER),
     _world("edge of the horizon", w(1), w(2), w(1), horizon=2, **AFTER),
     _world("end at the horizon", h(1), w(2), t(1), horizon=2, **AFTER),
@@ -121,7 +121,7 @@ WORLDS = [
     _world("never complete", h(1), w(2), w(2), **STORM, decisions=1),
     _world("abort", h(1), abort(1), t(1), w(2), **STORM),
     _world("poison, two owners", h(1), X, None, w(2), X, t(1), **ZOMBIE),
-    _world("contradiction", h(1, "a"), w(2), replace(h(1, "b"), payload=b"?"), t(1, "c"), **ZOMBIE),
+    _world("contradiction", h(1, "a"), w(2), h(1, "b")._replace(payload=b"?"), t(1, "c"), **ZOMBIE),
     _world("damaged", h(1), bad(1), t(1), bad(1), w(2), **ZOMBIE),
     _world("tokens", h(1), h(2, "a"), t(2, "b"), w(2, "c"), X, t(1), **ZOMBIE),
     _world("tokens in turn", w(1, "a"), w(1, "b"), w(1, "a"), X, takes=1, unsure=1),

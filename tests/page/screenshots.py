@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -42,7 +41,7 @@ rng = random.Random(5)
 def item(unique_id: str, size: int, block: Block = Block.FILE) -> list[Split]:
     """Splits of MiBs, with labels in the first."""
     splits = cut(next(requests), rng.randbytes(size), MIB, unique_id=unique_id, block=block)
-    return [replace(splits[0], labels={"run": "2026-11", "team": "vision"}), *splits[1:]]
+    return [splits[0]._replace(labels={"run": "2026-11", "team": "vision"}), *splits[1:]]
 
 
 class Sender:
@@ -75,11 +74,11 @@ def with_gaps(splits: list[Split]) -> list[Split]:
 async def transfer(to: Sender) -> None:
     """Everything that the page has a place for; goes on until it is cancelled."""
     wrong = item("models/resnet/weights.bin", 4 * MIB)
-    wrong[-1] = replace(wrong[-1], sha256=bytes(32))
+    wrong[-1] = wrong[-1]._replace(sha256=bytes(32))
     await to([message(split, PARTITIONS) for split in wrong])
     older = item("models/vit-large/shard-00001-of-00004.safetensors", 2 * MIB)
     await to([message(split, PARTITIONS) for split in older])
-    await to([message(replace(s, request=RequestId(8, 3)), PARTITIONS) for s in older])
+    await to([message(s._replace(request=RequestId(8, 3)), PARTITIONS) for s in older])
     await to([damaged(message(older[0], PARTITIONS))])
     half = item("recordings/line-1/2026-11-24T10.mkv", 24 * MIB)
     await to([message(split, PARTITIONS) for split in half[:9] + half[12:15]])
@@ -89,7 +88,7 @@ async def transfer(to: Sender) -> None:
             group.create_task(to.paced(with_gaps(splits), RUN * (0.9 + number / 4)))
         splits = item("embeddings/epoch-12", 40 * MIB, Block.MEM)
         group.create_task(to.paced(splits, RUN * 2))
-        stream = [replace(s, total=None, sha256=None) for s in item("logs/ingest.log", 90 * MIB)]
+        stream = [s._replace(total=None, sha256=None) for s in item("logs/ingest.log", 90 * MIB)]
         group.create_task(to.paced(stream, RUN * 1.6))
         group.create_task(to.steady())
 

@@ -53,7 +53,7 @@ async def everything(ferry: Ferry) -> None:
     [wrong] = cut(RequestId(6, 2), bytes(3000), 3000, unique_id="axe/wrong")
     [sound] = cut(RequestId(6, 3), bytes(3000), 3000, unique_id="axe/sound")
     await send(ferry.scene._producer, ferry.scene.names.splits, [Message(b"no id", b"\xc1")])
-    await ferry.scene.send([replace(wrong, sha256=bytes(32)), sound])
+    await ferry.scene.send([wrong._replace(sha256=bytes(32)), sound])
     await ferry.scene.told(wrong.request, sound.request)
 
 

@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import psutil
 import pytest
@@ -84,7 +83,7 @@ async def test_the_bar_shows_which_ranges_are_there(ferry: Ferry) -> None:
         received = bar.locator(".received")
         await expect(received).to_have_attribute("d", "M0 0h32v1h-32zM96 0h32v1h-32z")
         # One byte is missing: its column is not drawn as full, however small its share is.
-        short = replace(splits[1], payload=splits[1].payload[:-1])
+        short = splits[1]._replace(payload=splits[1].payload[:-1])
         await ferry.scene.send([short, splits[2]])
         await expect(received).to_have_attribute("d", "M0 0h63v1h-63zM64 0h64v1h-64z")
         await expect(bar.locator(".partial")).to_have_attribute("d", "M63 0h1v1h-1z")
@@ -96,7 +95,7 @@ async def test_the_bar_shows_which_ranges_are_there(ferry: Ferry) -> None:
 async def test_a_failure_shows_its_reason(ferry: Ferry) -> None:
     [split] = cut(RequestId(6, 2), bytes(3000), 3000, unique_id="wrong/digest")
     async with ferry.page() as page:
-        await ferry.scene.send([replace(split, sha256=bytes(32))])
+        await ferry.scene.send([split._replace(sha256=bytes(32))])
         failure = row(page, "wrong/digest", "failures")
         await expect(failure).to_contain_text("failed")
         [told] = [o.told for o in await ferry.scene.outcomes() if o.told.request == split.request]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from splitferry_protocol.errors import WsDataError
 from splitferry_protocol.ids import RequestKey
@@ -37,8 +37,7 @@ class Item:
     labels: dict[str, str] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What became of a request at its target.
 
     `size` is bytes and `sha256` the digest of what was written, where it was all written;

@@ -497,7 +497,7 @@ def _tell(outcomes: Iterable[tuple[_Settlement, Outcome]]) -> None:
 
 def _refusal(proposal: Verdict, key: RequestKey, obstacle: Obstructed) -> Verdict:
     error = WriteDataFailed(key.request, str(obstacle))
-    return replace(proposal, status=Status.FAILED, error=error, target=None)
+    return proposal._replace(status=Status.FAILED, error=error, target=None)
 
 
 def _condemned(error: OSError) -> Condemned:
