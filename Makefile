@@ -17,7 +17,7 @@ help:
 	@echo 'make model [ARGS="WORLD…"]  explore small worlds in every order of events'
 	@echo 'make guards [ARGS="WORD…"]  take each guard out of a copy and see its test go red'
 	@echo 'make fuzz [ARGS="--seed N"]  a million inputs for the codec, 100,000 for the whole intake'
-	@echo 'make bench [ARGS="NAME…"]  all benchmarks, some 25 minutes, and the page of their figures'
+	@echo 'make bench [ARGS="NAME…"]  all benchmarks, some 20 minutes, and the page of their figures'
 	@echo 'make screenshots           pictures of the live page during a real transfer'
 	@echo 'make clean                 remove the virtual environment and caches'
 

@@ -84,7 +84,7 @@ async def _both(
 
 
 def parser() -> argparse.ArgumentParser:
-    made = options(__doc__, 5)
+    made = options(__doc__, 3)
     made.add_argument("--files", type=int, nargs="+", default=[8], help="items of one run")
     made.add_argument("--mebibytes", type=int, default=1024, help="of all files together")
     made.add_argument("--split-size", type=int, default=512, help="KiB")

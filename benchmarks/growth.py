@@ -126,7 +126,7 @@ DRAINED_SCALES = {"split size", "partitions"}
 
 
 def parser() -> argparse.ArgumentParser:
-    made = options(__doc__, 2)
+    made = options(__doc__, 1)
     made.add_argument("--scales", nargs="+", choices=list(SCALES), default=list(SCALES))
     made.add_argument("--scale", type=float, default=1.0, help="of all counts and sizes")
     return made

@@ -119,7 +119,7 @@ def thinned(delays: list[float]) -> list[float]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = options(__doc__, 3)
+    made = options(__doc__, 2)
     made.add_argument("--rates", type=int, nargs="+", default=[10, 100, 1000], help="a second")
     made.add_argument("--seconds", type=float, default=3.0, help="that are counted, of each run")
     made.add_argument("--size", type=int, default=KIB, help="bytes of each")

@@ -122,7 +122,7 @@ async def _written(process: Watched, wanted: int) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = options(__doc__, 2)
+    made = options(__doc__, 1)
     made.add_argument("--ended", type=int, nargs="*", default=[0, 100_000], help="requests")
     made.add_argument("--mebibytes", type=int, nargs="*", default=[1024, 4096], help="open")
     made.add_argument("--split-size", type=int, default=512, help="KiB")

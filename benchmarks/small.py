@@ -49,7 +49,7 @@ async def _compare(here: Stage, told: argparse.Namespace, block: Block) -> Round
 
 def parser() -> argparse.ArgumentParser:
     made = options(__doc__, 5)
-    made.add_argument("--requests", type=int, default=10_000)
+    made.add_argument("--requests", type=int, default=6_000)
     made.add_argument("--size", type=int, default=KIB, help="bytes of each")
     sides = [MEMORY, HANDLER, FILES, DISK]
     made.add_argument("--sides", nargs="+", choices=sides, default=sides)
