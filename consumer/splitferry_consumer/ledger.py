@@ -12,6 +12,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from splitferry_protocol.codec import InvalidRecord, decode_outcome, encode_result
 from splitferry_protocol.errors import BatchTransferError, BatchTransferFailed, WsDataError
@@ -384,11 +385,13 @@ class Ledger:
             yield self._end(state, arrival.offset, Status.ABORTED, aborted)
         elif isinstance(content, InvalidRecord):
             yield self._fail(state, arrival, content.error())
-        else:
+        elif content is None:
             late = BatchTransferFailed(
                 state.request, f"still open {self._horizon} records after its first split (horizon)"
             )
             yield self._end(state, arrival.offset, Status.FAILED, late)
+        else:
+            assert_never(content)
 
     def _split(
         self, state: ReceiveState, arrival: Arrival, split: Split, now: float
