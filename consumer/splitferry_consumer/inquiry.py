@@ -12,6 +12,7 @@ import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -211,17 +212,8 @@ def reason(error: BaseException, *asked: Right) -> str:
 
 async def diagnosis(client_options: Mapping[str, Any]) -> str:
     """Why no broker can be used; aiokafka only logs it."""
-    settings = {k: v for k, v in client_options.items() if k != "bootstrap_servers"}
-
-    async def attempt(host: str, port: int) -> None:
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            connection = await create_conn(host, port, **settings)
-            try:
-                await connection.send(MetadataRequest([]))
-            finally:
-                await connection.close()
-
-    return (await why_unreachable(client_options, attempt)).message
+    bound = partial(asyncio.timeout, ANSWER_TIMEOUT)
+    return (await why_unreachable(client_options, create_conn, MetadataRequest([]), bound)).message
 
 
 async def _topics(client: AIOKafkaClient, wanted: Sequence[Right]) -> list[TopicView]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiokafka import errors as kafka
@@ -89,17 +90,8 @@ async def explained(options: Mapping[str, Any], wanted: Right) -> AsyncIterator[
 
 async def _diagnosed(options: Mapping[str, Any]) -> ProducerError:
     """Why none of the bootstrap servers could be used; aiokafka only logs it."""
-    settings = {k: v for k, v in options.items() if k != "bootstrap_servers"}
-
-    async def attempt(host: str, port: int) -> None:
-        async with asyncio.timeout(ATTEMPT_TIMEOUT):
-            connection = await create_conn(host, port, **settings)
-            try:
-                await connection.send(MetadataRequest([]))
-            finally:
-                await connection.close()
-
-    message, login = await why_unreachable(options, attempt)
+    bound = partial(asyncio.timeout, ATTEMPT_TIMEOUT)
+    message, login = await why_unreachable(options, create_conn, MetadataRequest([]), bound)
     return LoginRefused(message) if login else NoBroker(message)
 
 
