@@ -34,18 +34,16 @@ from .group import (
     take_whole,
 )
 from .ledger import (
-    DEFAULT_LIMITS,
     RESULTS_IN_A_TRANSACTION,
     Batch,
     Decision,
     Ledger,
-    Limits,
     WriteSplit,
 )
 from .observing import Observer
 from .publisher import Publisher
 from .request import Phase, ReceiveState
-from .taking import Misfit, take
+from .taking import Misfit, Rules, take
 from .targets import Condemned, Item, Target, TargetUnusable, Verdict
 from .transport import (
     Fenced,
@@ -79,20 +77,6 @@ FENCED_PAUSE = 3
 """The least pause after being fenced, as an index of RETAKE_PAUSES."""
 LOSE_BOUND = 10.0
 """Seconds that a running transaction has to end in when the partition is lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What holds for every partition of a consumer. Times in seconds, the horizon in offsets."""
-
-    group: str
-    splits_topic: str
-    results_topic: str
-    dead_letters_topic: str
-    horizon: int
-    idle_timeout: float
-    accept_loss: bool
-    limits: Limits = DEFAULT_LIMITS
 
 
 class PartitionState(StrEnum):
@@ -351,16 +335,7 @@ class Partition:
         self._transport.pause(self.number)
         # Before anything else: what is made anew from here on, the next look finds.
         self._topics = await self._transport.topics(LOOK_AGAIN)
-        writer, ledger = await take(
-            self._transport,
-            rules.group,
-            rules.splits_topic,
-            self.number,
-            rules.horizon,
-            rules.accept_loss,
-            self._topics,
-            rules.limits,
-        )
+        writer, ledger = await take(self._transport, rules, self.number, self._topics)
         self._publisher = Publisher(
             writer,
             (rules.splits_topic, self.number),

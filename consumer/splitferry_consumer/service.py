@@ -25,7 +25,8 @@ from .ledger import Limits
 from .membership import Membership
 from .modes import FILE_MODE, mode_problem
 from .observing import Observer
-from .partition import Partition, Rules
+from .partition import Partition
+from .taking import Rules
 from .targets import Target, TargetUnusable
 from .targets.file import FileTarget
 from .targets.handler import Handler, HandlerTarget
