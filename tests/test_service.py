@@ -292,7 +292,7 @@ async def test_a_rebalance_that_crosses_the_stop_leaves_nothing_running(
     membership = consumer.service.membership
     assert membership is not None
     await consumer.stop()
-    await membership._taken([0, 1])
+    await membership._assigned([0, 1])
     assert membership.partitions == {}
 
 

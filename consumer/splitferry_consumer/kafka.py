@@ -50,11 +50,10 @@ from .transport import (
     Excluded,
     FateUnknown,
     Fenced,
-    Lost,
     Outgoing,
     OutOfRange,
+    Rebalanced,
     Record,
-    Taken,
     TooLarge,
     TransportError,
 )
@@ -155,13 +154,13 @@ class AiokafkaTransport:
         self._heard: dict[int, tuple[int, float]] = {}
         """When aiokafka last heard of a partition, by its clock and by ours."""
 
-    async def start(self, taken: Taken, lost: Lost) -> None:
+    async def start(self, assigned: Rebalanced, revoked: Rebalanced) -> None:
         try:
-            await self._join(taken, lost)
+            await self._join(_Listener(self._park, assigned, revoked))
         except (KafkaError, TimeoutError) as error:
             raise TransportError(reason(error, *self._reading)) from error
 
-    async def _join(self, taken: Taken, lost: Lost) -> None:
+    async def _join(self, listener: ConsumerRebalanceListener) -> None:
         partitions = max(1, len((await self._inquiry.topic(self._splits_topic)).leaders))
         milliseconds = int(self._session_timeout * 1000)
         self._fetch_size = max(1024 * 1024, min(FETCH_MAX, FETCH_BUDGET // partitions))
@@ -187,7 +186,7 @@ class AiokafkaTransport:
             metadata_max_age_ms=10_000,
         )
         self._fetches = Fetches(self._consumer, self._fetch_size)
-        self._consumer.subscribe([self._splits_topic], listener=_Listener(self._park, taken, lost))
+        self._consumer.subscribe([self._splits_topic], listener=listener)
         await within(REQUEST_BOUND, self._consumer.start())
 
     async def stop(self) -> None:
@@ -246,7 +245,7 @@ class AiokafkaTransport:
 
     def seek(self, partition: int, offset: int) -> None:
         assert self._consumer is not None
-        with suppress(IllegalStateError):  # not assigned any more: `lost` is on its way
+        with suppress(IllegalStateError):  # not assigned any more: `revoked` is on its way
             self._consumer.seek(TopicPartition(self._splits_topic, partition), offset)
 
     def pause(self, partition: int) -> None:
@@ -487,18 +486,23 @@ class AiokafkaWriter:
 
 
 class _Listener(ConsumerRebalanceListener):
-    def __init__(self, park: Callable[[Collection[int]], None], taken: Taken, lost: Lost) -> None:
+    def __init__(
+        self,
+        park: Callable[[Collection[int]], None],
+        assigned: Rebalanced,
+        revoked: Rebalanced,
+    ) -> None:
         self._park = park
-        self._taken = taken
-        self._lost = lost
+        self._assigned = assigned
+        self._revoked = revoked
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         partitions = [tp.partition for tp in assigned]
         self._park(partitions)  # before anything is awaited, so before anything is fetched
-        await self._taken(partitions)
+        await self._assigned(partitions)
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        await self._lost([tp.partition for tp in revoked])
+        await self._revoked([tp.partition for tp in revoked])
 
 
 @contextmanager
