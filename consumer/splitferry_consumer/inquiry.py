@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -48,7 +48,7 @@ from aiokafka.structs import TopicPartition
 from splitferry_protocol.reach import why_unreachable
 from splitferry_protocol.rights import GROUP, TOPIC, Right, missing_right
 
-from .bounded import Leaked, within
+from .bounded import Leaked, bounded, within
 from .transport import TopicUnusable, TransportError
 
 T = TypeVar("T")
@@ -73,17 +73,12 @@ class TopicView:
 
 
 class Inquiry:
-    """Args:
-    background: takes the closing of connections that failed, which nobody needs to wait for.
-    """
+    """Every question raises TransportError where there is no answer."""
 
-    def __init__(
-        self,
-        client_options: Mapping[str, Any],
-        background: Callable[[Coroutine[Any, Any, None]], object],
-    ) -> None:
+    def __init__(self, client_options: Mapping[str, Any]) -> None:
         self._options = {**client_options, "request_timeout_ms": int(ANSWER_TIMEOUT * 1000)}
-        self._background = background
+        self._closing: set[asyncio.Task[None]] = set()
+        """Connections that failed, or are not needed any more."""
         self._opening = asyncio.Lock()
         self._client: AIOKafkaClient | None = None
 
@@ -145,8 +140,16 @@ class Inquiry:
         return await self._ask(lambda client: _committed(client, group, partition, stable), right)
 
     async def close(self) -> None:
+        """Bounded; never raises."""
         if self._client is not None:
-            await self._client.close()
+            self._close(self._client)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _close(self, client: AIOKafkaClient) -> None:
+        closing = asyncio.create_task(bounded(client.close()))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _ask(self, question: Callable[[AIOKafkaClient], Awaitable[T]], *asked: Right) -> T:
         client: AIOKafkaClient | None = None
@@ -162,7 +165,7 @@ class Inquiry:
             # Others may have replaced it meanwhile.
             if client is not None and client is self._client:
                 self._client = None
-                self._background(client.close())
+                self._close(client)
             if client is None and isinstance(error, KafkaConnectionError):
                 raise TransportError(await diagnosis(self._options)) from error
             raise TransportError(f"no broker answers: {reason(error)}") from error
@@ -176,7 +179,7 @@ class Inquiry:
                 try:
                     await made.bootstrap()
                 except BaseException:
-                    self._background(made.close())
+                    self._close(made)
                     raise
                 self._client = made
             return self._client

@@ -9,7 +9,6 @@ from collections.abc import (
     AsyncGenerator,
     Callable,
     Collection,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -72,7 +71,7 @@ transaction of a crashed owner hides the results of other groups behind it."""
 HEARD_BOUND = 5.0
 """Seconds after which what the broker last said of a partition is old."""
 FETCH_BUDGET = 32 * 1024 * 1024
-"""Bytes of prefetched records of all partitions (DESIGN: idle buffering grows with them)."""
+"""Bytes of prefetched records of all partitions (DESIGN, "What aiokafka needs")."""
 RECORD_MAX = 32 * 1024 * 1024
 """Bytes: above every limit of the contract, so that the broker's limit decides."""
 
@@ -143,11 +142,10 @@ class AiokafkaTransport:
         self._results_topic = results_topic
         self._session_timeout = session_timeout
         self._reading = (Right("Read", TOPIC, splits_topic), Right("Read", GROUP, group))
-        self._closing: set[asyncio.Task[None]] = set()
         self._looking = asyncio.Lock()
         self._looked_at = -math.inf
         self._topics = ("", "")
-        self._inquiry = Inquiry(client_options, self._close)
+        self._inquiry = Inquiry(client_options)
         self._consumer: AIOKafkaConsumer | None = None
         self._fetches: Fetches  # with the consumer
         self._fetch_size = FETCH_MAX
@@ -192,14 +190,7 @@ class AiokafkaTransport:
     async def stop(self) -> None:
         if self._consumer is not None:
             await stop_consumer(self._consumer)
-        await bounded(self._inquiry.close())
-        if self._closing:
-            await asyncio.wait(self._closing)
-
-    def _close(self, closing: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(bounded(closing))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        await self._inquiry.close()
 
     def _park(self, partitions: Collection[int]) -> None:
         """Hold new partitions still until they are taken.

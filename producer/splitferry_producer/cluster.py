@@ -15,6 +15,7 @@ from aiokafka.conn import create_conn
 from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
+from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.reach import why_unreachable
 from splitferry_protocol.rights import Right
 
@@ -40,6 +41,14 @@ class TopicFacts:
 
     partitions: int
     max_message_bytes: int | None
+
+
+async def client_options(connection: ConnectionSettings) -> dict[str, Any]:
+    """For any aiokafka client. Raises ProducerError."""
+    try:
+        return await asyncio.to_thread(connection.client_options)
+    except OSError as error:
+        raise ProducerError(f"the certificate files cannot be used: {error}") from error
 
 
 async def inspect(options: Mapping[str, Any], wanted: Right) -> TopicFacts:

@@ -22,7 +22,7 @@ from splitferry_protocol.paths import path_problem
 from splitferry_protocol.records import REASON_MAX, Abort, Accepted, Block, Result, Split
 from splitferry_protocol.rights import TOPIC, Right
 
-from .cluster import inspect
+from .cluster import client_options, inspect
 from .errors import InvalidItem, ProducerError, TimedOut, TooFewPartitions
 from .flow import Allowance, ByteBudget
 from .results import ResultReader
@@ -157,10 +157,7 @@ class Producer:
 
     async def __aenter__(self) -> Producer:
         keep_freed_memory()
-        try:
-            self._options = await asyncio.to_thread(self._connection.client_options)
-        except OSError as error:
-            raise ProducerError(f"the certificate files cannot be used: {error}") from error
+        self._options = await client_options(self._connection)
         facts = await inspect(self._options, Right("Write", TOPIC, self._splits_topic))
         if facts.max_message_bytes is None:
             _log.info("not told the topic's max.message.bytes: assuming Kafka's default")
