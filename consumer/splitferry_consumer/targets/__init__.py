@@ -9,7 +9,7 @@ happens next, and this is the whole of it:
 - `Refused`: will not heal by waiting (quota, a directory where the file should go, a name that
   is a symbolic link). The request is given up at once.
 - `Condemned`: an fsync failed, so nothing is known of what the inode holds (a second fsync
-  after a failed one lies, KAFKA.md). The bytes must be received again: the partition is retaken.
+  after a failed one lies). The bytes must be received again: the partition is retaken.
 """
 
 from __future__ import annotations
