@@ -246,42 +246,6 @@ class Partition:
         self._transport.resume(self.number)
         self._log.info("partition taken", watermark=ledger.position)
 
-    async def _serve(self) -> None:
-        """Publish, one transaction at a time, what gathered while the last one ran."""
-        ledger, publisher = self._ledger, self._publisher
-        assert ledger is not None
-        assert publisher is not None
-        committed_at = ticked_at = cleared_at = time.monotonic()
-        vigil = Vigil(self._rules.idle_timeout, committed_at)
-        hidden = Hidden(committed_at)
-        while True:
-            await _within(TICK, self._changed.wait())
-            self._changed.clear()
-            self._raise_if_broken()
-            now = time.monotonic()
-            if now - ticked_at >= TICK and not self._draining:
-                ticked_at = now
-                await self._tick(ledger, vigil, hidden, now)
-            if now - cleared_at >= VERDICTS_INTERVAL:
-                cleared_at = now
-                self._background(self._clear_verdicts(ledger.committed[0] - self._rules.horizon))
-            # Meanwhile a record may have failed half-way, with the position beyond it already.
-            self._raise_if_broken()
-            due = self._draining or now - committed_at >= COMMIT_INTERVAL
-            batch = ledger.gather() if due or ledger.has_news else None
-            if batch is None:
-                continue
-            # All that the batch follows from was read before this look. A topic that is made
-            # anew after it changes nothing: the commit names the one that it speaks of.
-            await self._look_at_topics(0)
-            self._publishing = asyncio.create_task(self._publish(publisher, ledger, batch))
-            await asyncio.shield(self._publishing)
-            committed_at = time.monotonic()
-            self._failures = 0
-            for state in batch.states:
-                self._handles.pop(state, None)
-            self._changed.set()
-
     def _drop(self) -> None:
         """Forget everything; the log has it. What may take long is done in the background."""
         self._transport.pause(self.number)
@@ -380,6 +344,42 @@ class Partition:
             handles.clear()
 
     # ---- publishing: what is settled is told
+
+    async def _serve(self) -> None:
+        """Publish, one transaction at a time, what gathered while the last one ran."""
+        ledger, publisher = self._ledger, self._publisher
+        assert ledger is not None
+        assert publisher is not None
+        committed_at = ticked_at = cleared_at = time.monotonic()
+        vigil = Vigil(self._rules.idle_timeout, committed_at)
+        hidden = Hidden(committed_at)
+        while True:
+            await _within(TICK, self._changed.wait())
+            self._changed.clear()
+            self._raise_if_broken()
+            now = time.monotonic()
+            if now - ticked_at >= TICK and not self._draining:
+                ticked_at = now
+                await self._tick(ledger, vigil, hidden, now)
+            if now - cleared_at >= VERDICTS_INTERVAL:
+                cleared_at = now
+                self._background(self._clear_verdicts(ledger.committed[0] - self._rules.horizon))
+            # Meanwhile a record may have failed half-way, with the position beyond it already.
+            self._raise_if_broken()
+            due = self._draining or now - committed_at >= COMMIT_INTERVAL
+            batch = ledger.gather() if due or ledger.has_news else None
+            if batch is None:
+                continue
+            # All that the batch follows from was read before this look. A topic that is made
+            # anew after it changes nothing: the commit names the one that it speaks of.
+            await self._look_at_topics(0)
+            self._publishing = asyncio.create_task(self._publish(publisher, ledger, batch))
+            await asyncio.shield(self._publishing)
+            committed_at = time.monotonic()
+            self._failures = 0
+            for state in batch.states:
+                self._handles.pop(state, None)
+            self._changed.set()
 
     async def _publish(self, publisher: Publisher, ledger: Ledger, batch: Batch) -> None:
         began = time.monotonic()
