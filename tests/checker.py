@@ -1,4 +1,4 @@
-"""DESIGN, "What may never happen", checked from outside.
+"""The rules of docs/RELIABILITY.md, checked from outside.
 
 `violations` is pure: it is given everything that can be seen of a run, works out from the splits
 log alone what must have become of each request, and says what differs. It shares the codec with
@@ -263,7 +263,7 @@ def reference(
 
 
 def violations(history: History) -> list[str]:
-    """What is wrong, each with the number of the rule of DESIGN, "What may never happen"."""
+    """What is wrong, each with the number of the rule (RELIABILITY)."""
     results = [
         outcome
         for outcome in history.outcomes

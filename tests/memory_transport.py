@@ -19,10 +19,9 @@ from splitferry_consumer.transport import (
     FateUnknown,
     Fenced,
     HangingTransaction,
-    Lost,
     Outgoing,
+    Rebalanced,
     Record,
-    Taken,
     TooLarge,
     TransportError,
 )
@@ -206,14 +205,14 @@ class MemoryTransport:
         self.stopped = False
         self.silent_for = 0.0
         self._batch = batch
-        self._taken: Taken | None = None
-        self._lost: Lost | None = None
+        self._assigned: Rebalanced | None = None
+        self._revoked: Rebalanced | None = None
 
     # ---- the group
 
-    async def start(self, taken: Taken, lost: Lost) -> None:
+    async def start(self, assigned: Rebalanced, revoked: Rebalanced) -> None:
         await self.kafka.ask("start")
-        self._taken, self._lost = taken, lost
+        self._assigned, self._revoked = assigned, revoked
         await self.assign(self.kafka.partitions)
 
     async def stop(self) -> None:
@@ -222,12 +221,12 @@ class MemoryTransport:
 
     async def assign(self, partitions: Collection[int]) -> None:
         """A rebalance: everything is revoked, then `partitions` are assigned."""
-        assert self._taken is not None
-        assert self._lost is not None
-        await self._lost(list(self.positions))
+        assert self._assigned is not None
+        assert self._revoked is not None
+        await self._revoked(list(self.positions))
         self.positions = dict.fromkeys(partitions, 0)
         self.paused = set(partitions)
-        await self._taken(partitions)
+        await self._assigned(partitions)
 
     # ---- the splits
 

@@ -12,7 +12,8 @@ from typing import Any
 from memory_transport import DEAD_LETTERS, RESULTS, SPLITS, Kafka, MemoryTransport
 from splitferry_consumer.flow import Flow, Gauge
 from splitferry_consumer.group import Workshop
-from splitferry_consumer.partition import Partition, Rules
+from splitferry_consumer.partition import Partition
+from splitferry_consumer.taking import Rules
 from splitferry_consumer.targets import Target
 from splitferry_consumer.transport import TransportError
 from splitferry_protocol.codec import decode_outcome
@@ -21,8 +22,8 @@ from splitferry_protocol.records import Block, Result
 HORIZON = 1000
 
 
-def rules(horizon: int = HORIZON, idle_timeout: float = 3600.0) -> Rules:
-    return Rules("group", SPLITS, RESULTS, DEAD_LETTERS, horizon, idle_timeout, accept_loss=False)
+def rules(horizon: int = HORIZON, idle_timeout: float = 3600.0, accept_loss: bool = False) -> Rules:
+    return Rules("group", SPLITS, RESULTS, DEAD_LETTERS, horizon, idle_timeout, accept_loss)
 
 
 STANDARD = rules()

@@ -24,7 +24,7 @@ from owners import STANDARD, Owner, temporaries, until
 from splitferry_consumer import partition as partition_module
 from splitferry_consumer.flow import RECORD_OVERHEAD
 from splitferry_consumer.ledger import RESULTS_IN_A_TRANSACTION, Limits
-from splitferry_consumer.partition import Rules
+from splitferry_consumer.taking import Rules
 from splitferry_consumer.targets import Target
 from splitferry_consumer.targets.file import FileTarget
 from splitferry_consumer.targets.handler import HandlerTarget, ReceivedItem

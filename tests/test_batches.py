@@ -15,8 +15,8 @@ from splitferry_consumer import batches
 from splitferry_consumer.batches import (
     UNPACKED_MAX,
     UNREADABLE,
-    any_compressed,
     any_misread,
+    look,
     readable,
     record_set,
 )
@@ -40,9 +40,9 @@ def records(count: int = 5, name: bytes = b"name") -> bytes:
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 def test_what_was_compressed_is_read_as_if_it_never_was(codec: int) -> None:
     packed = batch(PACK[codec](records()), 5, codec)
-    assert any_compressed(packed)
+    assert look(packed * 2) == (True, 10)
     assert read(readable(packed, MIB, mend_names=False)) == read(batch(records(), 5))
-    assert not any_compressed(readable(packed, MIB, mend_names=True))
+    assert look(readable(packed, MIB, mend_names=True)) == (False, 5)
 
 
 def test_raw_snappy_is_read_too() -> None:
@@ -150,7 +150,7 @@ def test_older_formats_are_left_to_aiokafka() -> None:
     builder = LegacyRecordBatchBuilder(1, 0, 2**20)
     builder.append(0, timestamp=1000, key=None, value=b"old")
     old = bytes(builder.build()) * 2
-    assert not any_compressed(old)
+    assert look(old) == (False, 0)
     assert readable(old, MIB, mend_names=True) == old
 
 

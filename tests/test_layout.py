@@ -1,4 +1,4 @@
-"""The rooms of the house, and who may enter where (DESIGN, "The house")."""
+"""The rooms of the house, and who may enter where (DESIGN, "Which file does what")."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import pytest
 from aiokafka import errors as kafka
@@ -67,25 +69,23 @@ async def test_each_cause_has_its_remedy(
     await tells(settings, too_slow, "it took too long", "that it is up")
 
 
-def raising(error: Exception) -> Callable[[str, int], Awaitable[None]]:
-    async def attempt(host: str, port: int) -> None:
+Connect = Callable[..., Awaitable[Any]]
+BOUND = partial(asyncio.timeout, 0.05)
+
+
+def raising(error: Exception) -> Connect:
+    async def connect(host: str, port: int, **settings: Any) -> Any:
         raise error
 
-    return attempt
+    return connect
 
 
-async def too_slow(host: str, port: int) -> None:
-    async with asyncio.timeout(0):
-        await asyncio.sleep(10)
+async def too_slow(host: str, port: int, **settings: Any) -> Any:
+    await asyncio.sleep(10)
 
 
-async def tells(
-    settings: ConnectionSettings,
-    attempt: Callable[[str, int], Awaitable[None]],
-    cause: str,
-    remedy: str,
-) -> None:
-    told = await why_unreachable(settings.client_options(), attempt)
+async def tells(settings: ConnectionSettings, connect: Connect, cause: str, remedy: str) -> None:
+    told = await why_unreachable(settings.client_options(), connect, None, BOUND)
     before, _, after = told.message.partition("): ")
     assert before.startswith("no Kafka broker answers at a:1 (")
     assert cause in before
@@ -99,10 +99,32 @@ async def test_a_refused_login_is_told_before_a_server_that_is_down() -> None:
     )
     tried = []
 
-    async def attempt(host: str, port: int) -> None:
+    async def connect(host: str, port: int, **settings: Any) -> Any:
         tried.append((host, port))
         raise ConnectionRefusedError if host == "down" else kafka.SaslAuthenticationFailed("no")
 
-    told = await why_unreachable(settings.client_options(), attempt)
+    told = await why_unreachable(settings.client_options(), connect, None, BOUND)
     assert told.login
     assert tried == [("down", 1), ("::1", 2)]
+
+
+@pytest.mark.parametrize("failure", [None, closed(ended(4))])
+async def test_a_server_is_asked_once_and_left(failure: Exception | None) -> None:
+    said: list[object] = []
+
+    class Connection:
+        async def send(self, question: object) -> None:
+            said.append(question)
+            if failure is not None:
+                raise failure
+
+        async def close(self) -> None:
+            said.append("close")
+
+    async def connect(host: str, port: int, **settings: Any) -> Connection:
+        said.append(settings)
+        return Connection()
+
+    told = await why_unreachable(PLAIN.client_options(), connect, "question", BOUND)
+    assert said == [{"security_protocol": "PLAINTEXT"}, "question", "close"]
+    assert ("it answers now" in told.message) == (failure is None)

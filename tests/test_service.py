@@ -292,7 +292,7 @@ async def test_a_rebalance_that_crosses_the_stop_leaves_nothing_running(
     membership = consumer.service.membership
     assert membership is not None
     await consumer.stop()
-    await membership._taken([0, 1])
+    await membership._assigned([0, 1])
     assert membership.partitions == {}
 
 
@@ -312,6 +312,14 @@ async def test_a_group_that_cannot_be_joined_is_told_in_one_line(
     consumer.start()
     with pytest.raises(StartError, match="not authorized"):
         await consumer.running
+
+
+async def test_a_certificate_that_cannot_be_read_is_told_in_one_line(
+    settings: Settings, tmp_path: Path
+) -> None:
+    connection = ConnectionSettings("a:1", "SSL", ssl_cafile=str(tmp_path / "missing.pem"))
+    with pytest.raises(StartError, match="No such file or directory: check ssl_cafile"):
+        await Service(replace(settings, connection=connection)).run()
 
 
 async def test_a_root_that_cannot_be_used_is_told_in_one_line(

@@ -8,6 +8,7 @@ import msgpack
 import pytest
 
 from memory_transport import RESULTS, SPLITS, Kafka, MemoryTransport, broken
+from owners import rules
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.ledger import Ledger
 from splitferry_consumer.taking import Bounds, Misfit, accepting_loss, misfit, take
@@ -48,7 +49,7 @@ def with_splits(count: int) -> Kafka:
 
 async def taken(kafka: Kafka, accept_loss: bool = False, horizon: int = HORIZON) -> Ledger:
     transport = MemoryTransport(kafka)
-    _, ledger = await take(transport, "group", SPLITS, 0, horizon, accept_loss)
+    _, ledger = await take(transport, rules(horizon, accept_loss=accept_loss), 0)
     return ledger
 
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from memory_transport import SPLITS, Kafka, MemoryTransport
-from owners import Owner, results, until
+from memory_transport import Kafka, MemoryTransport
+from owners import Owner, results, rules, until
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.ledger import Ledger
 from splitferry_consumer.taking import Misfit, take
@@ -45,7 +45,7 @@ async def owner(kafka: Kafka) -> AsyncIterator[Owner]:
 
 async def taken(kafka: Kafka, accept_loss: bool = False) -> Ledger:
     transport = MemoryTransport(kafka)
-    return (await take(transport, "group", SPLITS, 0, HORIZON, accept_loss, kafka.topics))[1]
+    return (await take(transport, rules(HORIZON, accept_loss=accept_loss), 0, kafka.topics))[1]
 
 
 def test_the_commit_carries_the_ids() -> None:

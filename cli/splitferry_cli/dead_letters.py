@@ -21,7 +21,7 @@ from .dump import brief, cut, hex_dump
 from .failures import Failure
 from .options import option
 from .output import counted, human_size, local_time, printable
-from .requeue import Outcome, Told, find, letters, requeue
+from .requeue import Handled, Outcome, find, letters, requeue
 from .values import Moment, PartitionOffset
 
 dead_letters = Group(
@@ -186,7 +186,7 @@ async def _requeue(common: Common, wanted: tuple[Position, ...], group: str, for
     return left
 
 
-def _told(told: Told, topic: str) -> str:
+def _told(told: Handled, topic: str) -> str:
     text = f"{told.outcome:<15}  {told.letter}"
     if told.to is not None:
         text += f"  → {topic} {told.to}"

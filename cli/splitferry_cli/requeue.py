@@ -55,7 +55,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Handled:
     """What became of one dead letter.
 
     Attributes:
@@ -77,7 +77,7 @@ async def requeue(
     group: str,
     wanted: Iterable[Position],
     force: bool,
-) -> AsyncGenerator[Told]:
+) -> AsyncGenerator[Handled]:
     """What becomes of each of the `wanted`, in their order.
 
     Raises:
@@ -94,17 +94,17 @@ async def requeue(
             ended = {} if force else await _ended(log, names.results, group, requests)
             for position in wanted:
                 if note := notes.get(position):
-                    yield Told(position, Outcome.BEFORE, note.to, note.at)
+                    yield Handled(position, Outcome.BEFORE, note.to, note.at)
                     continue
                 letter = await find(log, names.dead_letters, position)
                 if not isinstance(letter, Letter):
-                    yield Told(position, Outcome.MISSING, reason=letter)
+                    yield Handled(position, Outcome.MISSING, reason=letter)
                     continue
                 reason = impossible(letter, names.splits, splits)
                 if reason is None and not force:
                     reason = useless(letter, ended.get(letter.request))
                 if reason is not None:
-                    yield Told(position, Outcome.REFUSED, reason=reason)
+                    yield Handled(position, Outcome.REFUSED, reason=reason)
                 else:
                     yield await _send(producer, names, letter)
 
@@ -241,7 +241,7 @@ async def _sole(options: Mapping[str, Any], names: Names) -> AsyncIterator[AIOKa
         await stop_producer(producer)
 
 
-async def _send(producer: AIOKafkaProducer, names: Names, letter: Letter) -> Told:
+async def _send(producer: AIOKafkaProducer, names: Names, letter: Letter) -> Handled:
     """Send the record and its note, both or none."""
     where = TopicPartition(names.splits, letter.source.partition)
     sequences: dict[TopicPartition, int] = producer._txn_manager._sequence_numbers
@@ -264,13 +264,13 @@ async def _send(producer: AIOKafkaProducer, names: Names, letter: Letter) -> Tol
             f"{names.splits} takes no record of its size now: raise its max.message.bytes, or send "
             "the item again in smaller splits"
         )
-        return Told(letter.at, Outcome.REFUSED, reason=reason)
+        return Handled(letter.at, Outcome.REFUSED, reason=reason)
     except TimeoutError as error:
         raise Failure(
             f"dead letter {letter.at}: the brokers did not confirm it within {SEND_BOUND:g} s; "
             "run it again, it is sent once at most"
         ) from error
-    return Told(letter.at, Outcome.REQUEUED, to)
+    return Handled(letter.at, Outcome.REQUEUED, to)
 
 
 async def _written(producer: AIOKafkaProducer, record: Outgoing) -> int:

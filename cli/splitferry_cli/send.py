@@ -271,7 +271,7 @@ def _fields(
     sha256: bytes | None = None,
     error: ProducerError | None = None,
 ) -> dict[str, Any]:
-    """For programs, the same keys as a result has (CLI, "send")."""
+    """For programs, the same keys as a result has."""
     return {
         "request": request,
         "unique_id": item.unique_id,

@@ -235,7 +235,7 @@ def _screen(output: Output) -> Iterator[Show]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _Row:
     """One partition in both forms."""
 
     group: str
@@ -361,7 +361,7 @@ def _rows(group: str, look: Look) -> list[Row]:
             fields = {"partition": view.partition, "error": view.error, "at": now}
             rows.append((fields, Text(f"partition {view.partition}  {view.error}", style="red")))
         else:
-            told = _Told(group, view, look.members, now)
+            told = _Row(group, view, look.members, now)
             rows.append((told.fields(), told.text()))
     return rows
 

@@ -86,9 +86,17 @@ def record_set(records: bytes | memoryview) -> Any:
     return RecordSet(records) if isinstance(records, memoryview) else MemoryRecords(records)
 
 
-def any_compressed(records: Buffer) -> bool:
-    """Whether a batch of the fetched `records` is compressed. Cheap: looks at heads only."""
-    return any(_codec(batch) for batch in _batches(records))
+def look(records: Buffer) -> tuple[bool, int]:
+    """Whether a fetched batch is compressed, and how many records they all say that they have.
+
+    Cheap: looks at heads only.
+    """
+    compressed, count = False, 0
+    for batch in _batches(records):
+        if batch[_MAGIC] == 2 and len(batch) >= _HEAD.size:
+            compressed = compressed or _codec(batch) != 0
+            count += int(_HEAD.unpack_from(batch)[-1])
+    return compressed, count
 
 
 def any_misread(records: Buffer) -> bool:
@@ -108,15 +116,6 @@ def _misread(batch: Any) -> bool:
                 return True
             at += length
     return False
-
-
-def count(records: Buffer) -> int:
-    """How many records the fetched batches say that they have."""
-    return sum(
-        int(_HEAD.unpack_from(batch)[-1])
-        for batch in _batches(records)
-        if batch[_MAGIC] == 2 and len(batch) >= _HEAD.size
-    )
 
 
 def readable(records: Buffer, wanted: int, mend_names: bool) -> bytes:

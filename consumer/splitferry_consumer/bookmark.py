@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 VERSION = 1
 HORIZON = 250_000
-"""The default H (DESIGN), in offsets."""
+"""The default H, in offsets."""
 _METADATA = re.compile(
     r"splitferry/1 S=(\d{1,19}) P=(\d{1,19}) H=(\d{1,19})(?: T=([\w-]{22}),([\w-]{22}))?", re.ASCII
 )
@@ -23,7 +23,7 @@ class NewerCommit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """DESIGN, "Per splits partition"."""
+    """The numbers of DESIGN, "The idea"."""
 
     watermark: int
     """W: no request with a first offset below it is without a committed result."""

@@ -1,8 +1,9 @@
 """The catalogue of a root: which items are published, and what became of each request.
 
-SQLite at `ROOT/.splitferry/catalog.db` (DESIGN, "A file", 5). Everything here blocks and belongs
-to one thread; `targets.settling` says when which transaction runs. A verdict row is *pending*
-while it names a temporary file that is still to be renamed, and final afterwards.
+SQLite at `ROOT/.splitferry/catalog.db` (DESIGN, "Verdict first, rename second"). Everything
+here blocks and belongs to one thread; `targets.settling` says when which transaction runs. A
+verdict row is *pending* while it names a temporary file that is still to be renamed, and final
+afterwards.
 
 Versions, sequences and sizes go up to 2**64 - 1, SQLite's integers are signed: they are kept as
 8 bytes, big-endian, which compare as the numbers do.

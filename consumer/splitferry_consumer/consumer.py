@@ -49,9 +49,8 @@ class Consumer:
             tells once reading began.
 
     Raises:
-        StartError: on entering: the settings, the root or the cluster do not allow a start; one
-            line that names the remedy.
-        OSError: on entering: a certificate file of `settings.connection` cannot be read.
+        StartError: on entering: the settings, the certificates, the root or the cluster do not
+            allow a start; one line that names the remedy.
         RuntimeError: it was entered before.
     """
 

@@ -17,9 +17,8 @@ from aiokafka.protocol.fetch import FetchRequest
 from .batches import (
     UNREADABLE,
     Buffer,
-    any_compressed,
     any_misread,
-    count,
+    look,
     readable,
     record_set,
 )
@@ -98,8 +97,9 @@ class Fetches:
         return response
 
     async def _readable(self, records: Buffer, mend: bool) -> Buffer:
-        if not (mend or any_compressed(records)):
-            if count(records) > COUNTED_ON_THE_LOOP:
+        compressed, count = look(records)
+        if not (mend or compressed):
+            if count > COUNTED_ON_THE_LOOP:
                 misread = await asyncio.to_thread(any_misread, records)
             else:
                 misread = any_misread(records)

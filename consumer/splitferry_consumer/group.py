@@ -222,7 +222,7 @@ class WriteSplitDataTaskGroup:
             await self._changed.wait()
             self._changed.clear()
             while self._tasks:
-                tasks = self._take()
+                tasks = self._next_tasks()
                 try:
                     if self._wanted:
                         await self._write(tasks)
@@ -242,7 +242,7 @@ class WriteSplitDataTaskGroup:
             return False
         return not self._wanted or self.current_size == self.expected_size
 
-    def _take(self) -> list[WriteTask]:
+    def _next_tasks(self) -> list[WriteTask]:
         tasks, size = [], 0
         while self._tasks and size < BATCH:
             tasks.append(self._tasks.popleft())
@@ -258,7 +258,7 @@ class WriteSplitDataTaskGroup:
         """Carry out `tasks`, trying again while the target may heal."""
         left = deque(tasks)
         try:
-            same = await self._persist(lambda: self._in_thread(lambda: self._carry_out(left)))
+            same = await self._persist(lambda: self._in_thread(lambda: self._work_off(left)))
         except OSError as error:
             self._give_up(WriteDataFailed(self.item.key.request, str(error)))
         except Refused as refusal:
@@ -298,7 +298,7 @@ class WriteSplitDataTaskGroup:
             error=str(attempt.outcome.exception()),
         )
 
-    def _carry_out(self, left: deque[WriteTask]) -> bool | None:
+    def _work_off(self, left: deque[WriteTask]) -> bool | None:
         """In a thread. Tasks leave `left` when done, so that a second try goes on with the rest.
 
         Returns whether the overlaps of the last task were the same; None when it had none.
@@ -361,8 +361,9 @@ class WriteSplitDataTaskGroup:
             except Refused as refusal:
                 proposal = Verdict(Status.FAILED, refusal.error)
             except OSError as error:
-                # Without a verdict there is no result (DESIGN, "A file", 5), so even a failure
-                # is proposed until it is recorded. The partition reads on meanwhile.
+                # Without a verdict there is no result (DESIGN, "Every end of a file
+                # request"), so even a failure is proposed until it is recorded. The
+                # partition reads on meanwhile.
                 elapsed = asyncio.get_running_loop().time() - started
                 self._log.warning(self.write_error, attempt=attempt, error=str(error))
                 late = elapsed > self._workshop.write_timeout

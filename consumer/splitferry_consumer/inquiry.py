@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ from aiokafka.structs import TopicPartition
 from splitferry_protocol.reach import why_unreachable
 from splitferry_protocol.rights import GROUP, TOPIC, Right, missing_right
 
-from .bounded import Leaked, within
+from .bounded import Leaked, bounded, within
 from .transport import TopicUnusable, TransportError
 
 T = TypeVar("T")
@@ -72,17 +73,12 @@ class TopicView:
 
 
 class Inquiry:
-    """Args:
-    background: takes the closing of connections that failed, which nobody needs to wait for.
-    """
+    """Every question raises TransportError where there is no answer."""
 
-    def __init__(
-        self,
-        client_options: Mapping[str, Any],
-        background: Callable[[Coroutine[Any, Any, None]], object],
-    ) -> None:
+    def __init__(self, client_options: Mapping[str, Any]) -> None:
         self._options = {**client_options, "request_timeout_ms": int(ANSWER_TIMEOUT * 1000)}
-        self._background = background
+        self._closing: set[asyncio.Task[None]] = set()
+        """Connections that failed, or are not needed any more."""
         self._opening = asyncio.Lock()
         self._client: AIOKafkaClient | None = None
 
@@ -144,8 +140,16 @@ class Inquiry:
         return await self._ask(lambda client: _committed(client, group, partition, stable), right)
 
     async def close(self) -> None:
+        """Bounded; never raises."""
         if self._client is not None:
-            await self._client.close()
+            self._close(self._client)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _close(self, client: AIOKafkaClient) -> None:
+        closing = asyncio.create_task(bounded(client.close()))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _ask(self, question: Callable[[AIOKafkaClient], Awaitable[T]], *asked: Right) -> T:
         client: AIOKafkaClient | None = None
@@ -161,7 +165,7 @@ class Inquiry:
             # Others may have replaced it meanwhile.
             if client is not None and client is self._client:
                 self._client = None
-                self._background(client.close())
+                self._close(client)
             if client is None and isinstance(error, KafkaConnectionError):
                 raise TransportError(await diagnosis(self._options)) from error
             raise TransportError(f"no broker answers: {reason(error)}") from error
@@ -175,7 +179,7 @@ class Inquiry:
                 try:
                     await made.bootstrap()
                 except BaseException:
-                    self._background(made.close())
+                    self._close(made)
                     raise
                 self._client = made
             return self._client
@@ -211,17 +215,8 @@ def reason(error: BaseException, *asked: Right) -> str:
 
 async def diagnosis(client_options: Mapping[str, Any]) -> str:
     """Why no broker can be used; aiokafka only logs it."""
-    settings = {k: v for k, v in client_options.items() if k != "bootstrap_servers"}
-
-    async def attempt(host: str, port: int) -> None:
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            connection = await create_conn(host, port, **settings)
-            try:
-                await connection.send(MetadataRequest([]))
-            finally:
-                await connection.close()
-
-    return (await why_unreachable(client_options, attempt)).message
+    bound = partial(asyncio.timeout, ANSWER_TIMEOUT)
+    return (await why_unreachable(client_options, create_conn, MetadataRequest([]), bound)).message
 
 
 async def _topics(client: AIOKafkaClient, wanted: Sequence[Right]) -> list[TopicView]:

@@ -9,7 +9,6 @@ from collections.abc import (
     AsyncGenerator,
     Callable,
     Collection,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -50,11 +49,10 @@ from .transport import (
     Excluded,
     FateUnknown,
     Fenced,
-    Lost,
     Outgoing,
     OutOfRange,
+    Rebalanced,
     Record,
-    Taken,
     TooLarge,
     TransportError,
 )
@@ -73,7 +71,7 @@ transaction of a crashed owner hides the results of other groups behind it."""
 HEARD_BOUND = 5.0
 """Seconds after which what the broker last said of a partition is old."""
 FETCH_BUDGET = 32 * 1024 * 1024
-"""Bytes of prefetched records of all partitions (DESIGN: idle buffering grows with them)."""
+"""Bytes of prefetched records of all partitions (DESIGN, "What aiokafka needs")."""
 RECORD_MAX = 32 * 1024 * 1024
 """Bytes: above every limit of the contract, so that the broker's limit decides."""
 
@@ -144,24 +142,23 @@ class AiokafkaTransport:
         self._results_topic = results_topic
         self._session_timeout = session_timeout
         self._reading = (Right("Read", TOPIC, splits_topic), Right("Read", GROUP, group))
-        self._closing: set[asyncio.Task[None]] = set()
         self._looking = asyncio.Lock()
         self._looked_at = -math.inf
         self._topics = ("", "")
-        self._inquiry = Inquiry(client_options, self._close)
+        self._inquiry = Inquiry(client_options)
         self._consumer: AIOKafkaConsumer | None = None
         self._fetches: Fetches  # with the consumer
         self._fetch_size = FETCH_MAX
         self._heard: dict[int, tuple[int, float]] = {}
         """When aiokafka last heard of a partition, by its clock and by ours."""
 
-    async def start(self, taken: Taken, lost: Lost) -> None:
+    async def start(self, assigned: Rebalanced, revoked: Rebalanced) -> None:
         try:
-            await self._join(taken, lost)
+            await self._join(_Listener(self._park, assigned, revoked))
         except (KafkaError, TimeoutError) as error:
             raise TransportError(reason(error, *self._reading)) from error
 
-    async def _join(self, taken: Taken, lost: Lost) -> None:
+    async def _join(self, listener: ConsumerRebalanceListener) -> None:
         partitions = max(1, len((await self._inquiry.topic(self._splits_topic)).leaders))
         milliseconds = int(self._session_timeout * 1000)
         self._fetch_size = max(1024 * 1024, min(FETCH_MAX, FETCH_BUDGET // partitions))
@@ -187,20 +184,13 @@ class AiokafkaTransport:
             metadata_max_age_ms=10_000,
         )
         self._fetches = Fetches(self._consumer, self._fetch_size)
-        self._consumer.subscribe([self._splits_topic], listener=_Listener(self._park, taken, lost))
+        self._consumer.subscribe([self._splits_topic], listener=listener)
         await within(REQUEST_BOUND, self._consumer.start())
 
     async def stop(self) -> None:
         if self._consumer is not None:
             await stop_consumer(self._consumer)
-        await bounded(self._inquiry.close())
-        if self._closing:
-            await asyncio.wait(self._closing)
-
-    def _close(self, closing: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(bounded(closing))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        await self._inquiry.close()
 
     def _park(self, partitions: Collection[int]) -> None:
         """Hold new partitions still until they are taken.
@@ -246,7 +236,7 @@ class AiokafkaTransport:
 
     def seek(self, partition: int, offset: int) -> None:
         assert self._consumer is not None
-        with suppress(IllegalStateError):  # not assigned any more: `lost` is on its way
+        with suppress(IllegalStateError):  # not assigned any more: `revoked` is on its way
             self._consumer.seek(TopicPartition(self._splits_topic, partition), offset)
 
     def pause(self, partition: int) -> None:
@@ -487,18 +477,23 @@ class AiokafkaWriter:
 
 
 class _Listener(ConsumerRebalanceListener):
-    def __init__(self, park: Callable[[Collection[int]], None], taken: Taken, lost: Lost) -> None:
+    def __init__(
+        self,
+        park: Callable[[Collection[int]], None],
+        assigned: Rebalanced,
+        revoked: Rebalanced,
+    ) -> None:
         self._park = park
-        self._taken = taken
-        self._lost = lost
+        self._assigned = assigned
+        self._revoked = revoked
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         partitions = [tp.partition for tp in assigned]
         self._park(partitions)  # before anything is awaited, so before anything is fetched
-        await self._taken(partitions)
+        await self._assigned(partitions)
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        await self._lost([tp.partition for tp in revoked])
+        await self._revoked([tp.partition for tp in revoked])
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The ledger of one splits partition: records in, decisions out. No I/O, no clock.
 
-It holds the rules of DESIGN, "The one idea": where a request opens and ends, what W, P and the
+It holds the rules of DESIGN, "The idea": where a request opens and ends, what W, P and the
 ended set are, what is told besides results, and what one transaction may say. Everything it
 decides follows from the log, except `give_up`, which is the owner's word and becomes true only
 when its result is committed.
@@ -12,7 +12,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from splitferry_protocol.codec import InvalidRecord, decode_outcome, encode_result
 from splitferry_protocol.errors import BatchTransferError, BatchTransferFailed, WsDataError
@@ -375,19 +375,21 @@ class Ledger:
         if state.phase is not Phase.OPEN:
             self._after_end(state, arrival)
         elif isinstance(content, Split):
-            yield from self._split(state, arrival, content, now)
+            yield from self._receive(state, arrival, content, now)
         elif isinstance(content, Abort):
             aborted = BatchTransferFailed(state.request, f"aborted: {content.reason}")
             yield self._end(state, arrival.offset, Status.ABORTED, aborted)
         elif isinstance(content, InvalidRecord):
             yield self._fail(state, arrival, content.error())
-        else:
+        elif content is None:
             late = BatchTransferFailed(
                 state.request, f"still open {self._horizon} records after its first split (horizon)"
             )
             yield self._end(state, arrival.offset, Status.FAILED, late)
+        else:
+            assert_never(content)
 
-    def _split(
+    def _receive(
         self, state: ReceiveState, arrival: Arrival, split: Split, now: float
     ) -> Iterator[Decision]:
         older = state.responder.update(split.reply)

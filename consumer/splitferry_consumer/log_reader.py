@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_f
 
 from splitferry_protocol.rights import TOPIC, Right
 
-from .bounded import bounded, within
+from .bounded import within
 from .fetching import FETCH_MAX, POLL_MAX, REQUEST_BOUND, Fetches, as_record, stop_consumer
 from .inquiry import Inquiry, TopicView, reason
 from .transport import HangingTransaction, OutOfRange, Record, TransportError
@@ -48,21 +48,13 @@ class LogReader:
 
     def __init__(self, client_options: Mapping[str, Any]) -> None:
         self._options = {**client_options, "request_timeout_ms": int(REQUEST_TIMEOUT * 1000)}
-        self._closing: set[asyncio.Task[None]] = set()
-        self._inquiry = Inquiry(client_options, self._close)
+        self._inquiry = Inquiry(client_options)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await bounded(self._inquiry.close())
-        if self._closing:
-            await asyncio.wait(self._closing)
-
-    def _close(self, closing: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(bounded(closing))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        await self._inquiry.close()
 
     async def topic(self, name: str) -> TopicView:
         """Its id and partitions. Raises TopicUnusable when it is not there."""

@@ -57,7 +57,7 @@ class Membership:
 
     async def join(self) -> None:
         """Become a member. Raises TransportError."""
-        await self._transport.start(self._taken, self._lost)
+        await self._transport.start(self._assigned, self._revoked)
 
     async def feed(self) -> None:
         """Hand records to the partitions until cancelled. Raises Stalled, Excluded."""
@@ -90,10 +90,10 @@ class Membership:
     async def end(self) -> None:
         """Give the partitions back and leave the group; bounded."""
         self._ending = True
-        await self._lost(list(self.partitions))
+        await self._revoked(list(self.partitions))
         await self._transport.stop()
 
-    async def _taken(self, partitions: Collection[int]) -> None:
+    async def _assigned(self, partitions: Collection[int]) -> None:
         if self._ending:  # a rebalance crossed our leaving; the next member takes them
             return
         log.info("partitions assigned", partitions=sorted(partitions))
@@ -101,7 +101,7 @@ class Membership:
             self.partitions[number] = self._open_partition(number)
         self._on_assigned()
 
-    async def _lost(self, partitions: Collection[int]) -> None:
+    async def _revoked(self, partitions: Collection[int]) -> None:
         if partitions:
             log.info("partitions revoked", partitions=sorted(partitions))
         held = [p for number in partitions if (p := self.partitions.pop(number, None))]

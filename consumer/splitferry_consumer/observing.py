@@ -40,7 +40,7 @@ class Second:
     results: int = 0
 
 
-class Told(NamedTuple):
+class RecentResult(NamedTuple):
     """A result, with what the log says of the request besides."""
 
     result: Result
@@ -48,7 +48,7 @@ class Told(NamedTuple):
     """When the log got the first split, Unix time in ms."""
 
 
-class Died(NamedTuple):
+class RecentDeadLetter(NamedTuple):
     """A dead letter that was published. A record may be as large as its topic takes, and so may
     its key: of them it keeps what is shown."""
 
@@ -103,9 +103,9 @@ class Observer:
         self.dead_letters = 0
         self.retakes = 0
         self.transactions = Transactions()
-        self.results: deque[Told] = deque(maxlen=RECENT_RESULTS)
-        self.failures: deque[Told] = deque(maxlen=RECENT_RESULTS)
-        self.dead: deque[Died] = deque(maxlen=RECENT_DEAD_LETTERS)
+        self.results: deque[RecentResult] = deque(maxlen=RECENT_RESULTS)
+        self.failures: deque[RecentResult] = deque(maxlen=RECENT_RESULTS)
+        self.dead: deque[RecentDeadLetter] = deque(maxlen=RECENT_DEAD_LETTERS)
         self.throughput: deque[Second] = deque(maxlen=THROUGHPUT_SECONDS)
         """Seconds in which something came, the last one last."""
 
@@ -124,14 +124,14 @@ class Observer:
         for state, result in zip(batch.states, batch.results, strict=True):
             self.requests[result.status] += 1
             self.duplicates += result.duplicates
-            told = Told(result, state.opened_at)
+            told = RecentResult(result, state.opened_at)
             self.results.append(told)
             if not result.success:
                 self.failures.append(told)
             tracing.record(result, state.opened_at)
         letters = [event for event in batch.events if isinstance(event, DeadLetter)]
         self.dead_letters += len(letters)
-        self.dead.extend(_died(partition, letter) for letter in letters[-RECENT_DEAD_LETTERS:])
+        self.dead.extend(_recent(partition, letter) for letter in letters[-RECENT_DEAD_LETTERS:])
         self._second().results += len(batch.results)
         if self._on_results is not None:
             self._on_results(batch.results)
@@ -161,9 +161,9 @@ class Observer:
         return [second for second in self.throughput if second.at > now - THROUGHPUT_SECONDS]
 
 
-def _died(partition: int, letter: DeadLetter) -> Died:
+def _recent(partition: int, letter: DeadLetter) -> RecentDeadLetter:
     record = letter.record
-    return Died(
+    return RecentDeadLetter(
         partition,
         letter.offset,
         str(letter.request) if letter.request else None,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -34,18 +33,16 @@ from .group import (
     take_whole,
 )
 from .ledger import (
-    DEFAULT_LIMITS,
     RESULTS_IN_A_TRANSACTION,
     Batch,
     Decision,
     Ledger,
-    Limits,
     WriteSplit,
 )
 from .observing import Observer
 from .publisher import Publisher
 from .request import Phase, ReceiveState
-from .taking import Misfit, take
+from .taking import Misfit, Rules, take
 from .targets import Condemned, Item, Target, TargetUnusable, Verdict
 from .transport import (
     Fenced,
@@ -79,20 +76,6 @@ FENCED_PAUSE = 3
 """The least pause after being fenced, as an index of RETAKE_PAUSES."""
 LOSE_BOUND = 10.0
 """Seconds that a running transaction has to end in when the partition is lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What holds for every partition of a consumer. Times in seconds, the horizon in offsets."""
-
-    group: str
-    splits_topic: str
-    results_topic: str
-    dead_letters_topic: str
-    horizon: int
-    idle_timeout: float
-    accept_loss: bool
-    limits: Limits = DEFAULT_LIMITS
 
 
 class PartitionState(StrEnum):
@@ -186,22 +169,314 @@ class Partition:
         """Why it is not, or not yet, taken again."""
         self._task = asyncio.create_task(self._hold(), name=f"partition {number}")
 
-    # ---- what the service asks
+    def __repr__(self) -> str:
+        return f"<Partition {self.number} {self._ledger} {self.gauge} open={len(self._handles)}>"
+
+    # ---- the task: taken, served, dropped, and taken again
+
+    async def _hold(self) -> None:
+        """Take the partition, serve it, and take it again after whatever went wrong."""
+        while True:
+            stubs = sum(self._stubs.values())
+            try:
+                await self._take()
+                await self._serve()
+            except asyncio.CancelledError:
+                if is_ours():
+                    raise
+                self._log.exception("partition is taken again after a cancellation of nobody's")
+            except Exception as trouble:  # noqa: BLE001
+                # Whatever it is, the log is still there: better taken again than held, silent.
+                self._trouble = trouble
+                if not self._draining:  # nor lost
+                    self._observer.retaken()
+                self._explain(trouble)
+                if isinstance(trouble, TooLarge) and sum(self._stubs.values()) > stubs:
+                    self._failures = 0  # one less is in the way
+                elif isinstance(trouble, Fenced):
+                    # Either we were thought dead, and the group is about to say so, or the broker
+                    # timed our transaction out, and the partition is still ours. Taking it at once
+                    # would fence its new owner in the first case.
+                    self._failures = max(self._failures, FENCED_PAUSE)
+            finally:
+                self._drop()
+            pause = RETAKE_PAUSES[min(self._failures, len(RETAKE_PAUSES) - 1)]
+            self._failures += 1
+            await asyncio.sleep(pause)
+
+    def _explain(self, trouble: Exception) -> None:
+        """Log why the partition is taken again. Where nothing heals by itself, as an error."""
+        match trouble:
+            case Misfit():
+                self._log.error("partition refused", reason=str(trouble))
+            case Condemned():
+                self._log.error("partition is taken again: a write was lost", error=str(trouble))
+            case TargetUnusable():
+                event = "partition is taken again: the target is unusable"
+                self._log.error(event, error=str(trouble))
+            case TopicUnusable():
+                event = "partition is taken again: a topic is unusable"
+                self._log.error(event, error=str(trouble))
+            case Fenced():
+                self._log.warning("partition was fenced", error=str(trouble))
+            case TransportError():
+                self._log.warning("partition is taken again", error=str(trouble))
+            case _:
+                event = "partition is taken again after an unexpected error"
+                self._log.error(event, exc_info=trouble)
+
+    async def _take(self) -> None:
+        rules = self._rules
+        self._transport.pause(self.number)
+        # Before anything else: what is made anew from here on, the next look finds.
+        self._topics = await self._transport.topics(LOOK_AGAIN)
+        writer, ledger = await take(self._transport, rules, self.number, self._topics)
+        self._publisher = Publisher(
+            writer,
+            (rules.splits_topic, self.number),
+            rules.results_topic,
+            rules.dead_letters_topic,
+            self._stubs,
+            self._topics,
+        )
+        self._broken = self._trouble = None
+        self._ledger = ledger
+        self._transport.seek(self.number, ledger.position)
+        self._transport.resume(self.number)
+        self._log.info("partition taken", watermark=ledger.position)
+
+    def _drop(self) -> None:
+        """Forget everything; the log has it. What may take long is done in the background."""
+        self._transport.pause(self.number)
+        for state, handle in self._handles.items():
+            # A result in a transaction of unknown fate may have announced the item.
+            self._background(handle.close(keep=state.phase is Phase.PUBLISHING))
+        self._handles = {}
+        for handles in self._whole.values():
+            handles.clear()
+        if self._ledger is not None:
+            self._observer.late(self._ledger.late_duplicates)
+        if self._publisher is not None:
+            self._background(self._publisher.close())
+        self._publisher = self._ledger = None
+
+    # ---- reading: a record is read, decided and handed on
 
     @property
-    def gauge(self) -> Gauge:
-        return self._workshop.gauge
+    def _reading(self) -> Ledger | None:
+        """The ledger, while it is to be told of records."""
+        return None if self._broken is not None or self._draining else self._ledger
 
     @property
     def ready(self) -> bool:
         """Whether records are wanted: taken, and below the marks."""
-        ledger = self._ledger
-        if ledger is None or self._broken is not None or self._draining:
+        ledger = self._reading
+        if ledger is None:
             return False
         # Before P is reached nothing is published, so waiting for it would be for ever.
         full = ledger.may_publish and ledger.unsettled >= UNSETTLED_MAX
         full = full or ledger.held_bytes >= HELD_MAX
         return not (self.gauge.full or full)
+
+    def deliver(self, records: Sequence[Record]) -> None:
+        """The next records of the log, in order. Does not await."""
+        ledger = self._reading
+        if ledger is None:
+            return
+        now = time.monotonic()
+        for record in records:
+            content = record.content()
+            if isinstance(content, Split):
+                self._observer.read(content)
+            elif isinstance(content, InvalidRecord):
+                self._log.warning(
+                    "invalid record",
+                    offset=record.offset,
+                    request=str(content.request) if content.request else None,
+                    error=content.message,
+                )
+            try:
+                self._carry_out(ledger, ledger.read(record, content, now))
+            except Exception as error:  # noqa: BLE001
+                # Nobody else may suffer for it, and no record may be passed over half decided.
+                self._log.exception("unexpected error", offset=record.offset)
+                self.retake(error)
+                return
+        self._take_whole()
+        if ledger.has_news:
+            self._changed.set()
+
+    def _carry_out(self, ledger: Ledger, decisions: Iterable[Decision]) -> None:
+        opened: list[tuple[Block, WriteSplitDataTaskHandle]] = []
+        for decision in decisions:
+            state = decision.state
+            handle = self._handles.get(state)
+            if handle is None:
+                handle = self._handles[state] = self._open(ledger, state)
+                opened.append((state.block, handle))
+            if isinstance(decision, WriteSplit):
+                handle.submit_split(WriteTask(decision.split, decision.gaps, decision.overlaps))
+            else:
+                handle.end(
+                    Ending(state.status, state.error, state.total, state.sha256, state.labels)
+                )
+        for block, handle in opened:
+            if handle.whole:
+                self._whole[block].append(handle)
+            else:
+                handle.start()
+
+    def _open(self, ledger: Ledger, state: ReceiveState) -> WriteSplitDataTaskHandle:
+        rules = self._rules
+        key = RequestKey(rules.group, rules.splits_topic, self.number, state.request, state.first)
+        item = Item(key, state.unique_id, state.version, dict(state.labels or {}))
+        incoming = self._targets[state.block].begin(item)
+        reports = _Reports(self, ledger, state)
+        group = GROUPS[state.block](item, state.block, incoming, self._workshop, reports)
+        return WriteSplitDataTaskHandle(group, reports)
+
+    def _take_whole(self) -> None:
+        for block, handles in self._whole.items():
+            for start in range(0, len(handles), WHOLE_ITEMS):
+                some = handles[start : start + WHOLE_ITEMS]
+                take_whole(some, self._targets[block].settle_taken, self._workshop.threads)
+            handles.clear()
+
+    # ---- publishing: what is settled is told
+
+    async def _serve(self) -> None:
+        """Publish, one transaction at a time, what gathered while the last one ran."""
+        ledger, publisher = self._ledger, self._publisher
+        assert ledger is not None
+        assert publisher is not None
+        committed_at = ticked_at = cleared_at = time.monotonic()
+        vigil = Vigil(self._rules.idle_timeout, committed_at)
+        hidden = Hidden(committed_at)
+        while True:
+            await _within(TICK, self._changed.wait())
+            self._changed.clear()
+            self._raise_if_broken()
+            now = time.monotonic()
+            if now - ticked_at >= TICK and not self._draining:
+                ticked_at = now
+                await self._tick(ledger, vigil, hidden, now)
+            if now - cleared_at >= VERDICTS_INTERVAL:
+                cleared_at = now
+                self._background(self._clear_verdicts(ledger.committed[0] - self._rules.horizon))
+            # Meanwhile a record may have failed half-way, with the position beyond it already.
+            self._raise_if_broken()
+            due = self._draining or now - committed_at >= COMMIT_INTERVAL
+            batch = ledger.gather() if due or ledger.has_news else None
+            if batch is None:
+                continue
+            # All that the batch follows from was read before this look. A topic that is made
+            # anew after it changes nothing: the commit names the one that it speaks of.
+            await self._look_at_topics(0)
+            self._publishing = asyncio.create_task(self._publish(publisher, ledger, batch))
+            await asyncio.shield(self._publishing)
+            committed_at = time.monotonic()
+            self._failures = 0
+            for state in batch.states:
+                self._handles.pop(state, None)
+            self._changed.set()
+
+    async def _publish(self, publisher: Publisher, ledger: Ledger, batch: Batch) -> None:
+        began = time.monotonic()
+        await publisher.publish(ledger, batch)
+        # Here, since nobody may be left to wait for this when the partition is lost meanwhile.
+        self._observer.published(self.number, batch, time.monotonic() - began)
+
+    async def _look_at_topics(self, age: float) -> None:
+        """Hear of a topic that was deleted and made anew, by an answer of at most `age` seconds.
+
+        The client reads on at its old position, in the middle of the new log, if that is long
+        enough. What it read there must not be published: it would be taken for all there is.
+        """
+        try:
+            topics = await self._transport.topics(age)
+        except TopicUnusable:
+            raise
+        except TransportError as error:  # whatever it is, the poll meets it too
+            self._log.debug("the topics could not be looked at", error=str(error))
+            return
+        if topics != self._topics:
+            raise TransportError("a topic was deleted and made anew")
+
+    def _raise_if_broken(self) -> None:
+        """Raise what happened after which only the log can be trusted."""
+        if self._broken is not None:
+            raise self._broken
+
+    # ---- what no record brings about
+
+    async def _tick(self, ledger: Ledger, vigil: Vigil, hidden: Hidden, now: float) -> None:
+        """See to what no record brings about."""
+        await self._look_at_topics(LOOK_AGAIN)
+        position = await self._transport.position(self.number)
+        self._raise_if_broken()  # a poll that failed may have lost records below that position
+        if position is not None:
+            ledger.advance(position)
+        end, stable = self._transport.end(self.number), self._transport.stable_end(self.number)
+        if hidden.look(now, ledger.position, end, stable):
+            self._log.warning(
+                "records are hidden by an open transaction of a producer: end it, or wait for "
+                "its time-out",
+                offset=stable,
+                end=end,
+            )
+        moment = vigil.look(now, ledger.position, end)
+        for state in ledger.idle_since(moment) if moment is not None else ():
+            error = BatchTransferFailed(
+                state.request,
+                f"expired: no split added bytes for {self._rules.idle_timeout:g} s",
+            )
+            self._carry_out(ledger, ledger.give_up(state, Status.EXPIRED, error))
+
+    async def _clear_verdicts(self, before: int) -> None:
+        rules = self._rules
+        for target in set(self._targets.values()):
+            try:
+                await target.passed(rules.group, rules.splits_topic, self.number, before)
+            except (OSError, TargetUnusable) as error:
+                self._log.warning("verdicts could not be cleared", error=str(error))
+
+    # ---- what others bring about
+
+    def realign(self, error: TransportError) -> None:
+        """A poll failed, and may have lost records that aiokafka counts as handed out."""
+        if isinstance(error, OutOfRange) and self.number in error.partitions:
+            self.retake(error)
+        elif self._ledger is not None:
+            self._transport.seek(self.number, self._ledger.position)
+
+    def retake(self, reason: Exception) -> None:
+        """Something happened after which only the log can be trusted."""
+        if self._broken is None:
+            self._broken = reason
+            self._changed.set()
+
+    def drain(self) -> None:
+        """Read no more; publish what has ended."""
+        self._draining = True
+        self._changed.set()
+
+    async def lose(self) -> None:
+        """Another member may own the partition from now on. Bounded; never raises."""
+        self._draining = True
+        self._broken = self._broken or TransportError("the partition was lost")
+        if self._publishing is not None and not self._publishing.done():
+            await asyncio.wait([self._publishing], timeout=LOSE_BOUND)
+        # One cancellation may be lost: a client of aiokafka that is being stopped swallows what
+        # arrives while it awaits its own cancelled tasks, and the taking would go on.
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=CANCEL_AGAIN)
+
+    # ---- what can be seen of it
+
+    @property
+    def gauge(self) -> Gauge:
+        return self._workshop.gauge
 
     @property
     def ledger(self) -> Ledger | None:
@@ -234,301 +509,6 @@ class Partition:
         ledger = self._ledger
         return ledger is None or (ledger.unsettled == 0 and not ledger.has_news)
 
-    def deliver(self, records: Sequence[Record]) -> None:
-        """The next records of the log, in order. Does not await."""
-        ledger = self._ledger
-        if ledger is None or self._broken is not None or self._draining:
-            return
-        now = time.monotonic()
-        for record in records:
-            content = record.content()
-            if isinstance(content, Split):
-                self._observer.read(content)
-            elif isinstance(content, InvalidRecord):
-                self._log.warning(
-                    "invalid record",
-                    offset=record.offset,
-                    request=str(content.request) if content.request else None,
-                    error=content.message,
-                )
-            try:
-                self._carry_out(ledger, ledger.read(record, content, now))
-            except Exception as error:  # noqa: BLE001
-                # Nobody else may suffer for it, and no record may be passed over half decided.
-                self._log.exception("unexpected error", offset=record.offset)
-                self.retake(error)
-                return
-        self._take_whole()
-        if ledger.has_news:
-            self._changed.set()
-
-    def realign(self, error: TransportError) -> None:
-        """A poll failed, and may have lost records that aiokafka counts as handed out."""
-        if isinstance(error, OutOfRange) and self.number in error.partitions:
-            self.retake(error)
-        elif self._ledger is not None:
-            self._transport.seek(self.number, self._ledger.position)
-
-    def retake(self, reason: Exception) -> None:
-        """Something happened after which only the log can be trusted."""
-        if self._broken is None:
-            self._broken = reason
-            self._changed.set()
-
-    def drain(self) -> None:
-        """Read no more; publish what has ended."""
-        self._draining = True
-        self._changed.set()
-
-    async def lose(self) -> None:
-        """Another member may own the partition from now on. Bounded; never raises."""
-        self._draining = True
-        self._broken = self._broken or TransportError("the partition was lost")
-        if self._publishing is not None and not self._publishing.done():
-            await asyncio.wait([self._publishing], timeout=LOSE_BOUND)
-        # One cancellation may be lost: a client of aiokafka that is being stopped swallows what
-        # arrives while it awaits its own cancelled tasks, and the taking would go on.
-        while not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=CANCEL_AGAIN)
-
-    # ---- the task
-
-    async def _hold(self) -> None:
-        """Take the partition, serve it, and take it again after whatever went wrong."""
-        while True:
-            stubs = sum(self._stubs.values())
-            try:
-                await self._keep()
-            except Misfit as problem:
-                self._log.error("partition refused", reason=str(problem))
-            except Condemned as problem:
-                self._log.error("partition is taken again: a write was lost", error=str(problem))
-            except Fenced as problem:
-                # Either we were thought dead, and the group is about to say so, or the broker
-                # timed our transaction out, and the partition is still ours. Taking it at once
-                # would fence its new owner in the first case.
-                self._log.warning("partition was fenced", error=str(problem))
-                self._failures = max(self._failures, FENCED_PAUSE)
-            except TargetUnusable as problem:
-                self._log.error(
-                    "partition is taken again: the target is unusable", error=str(problem)
-                )
-            except TooLarge as problem:
-                self._log.warning("partition is taken again", error=str(problem))
-                if sum(self._stubs.values()) > stubs:
-                    self._failures = 0  # one less is in the way
-            except TopicUnusable as problem:
-                self._log.error("partition is taken again: a topic is unusable", error=str(problem))
-            except TransportError as problem:
-                self._log.warning("partition is taken again", error=str(problem))
-            except asyncio.CancelledError:
-                if is_ours():
-                    raise
-                self._log.exception("partition is taken again after a cancellation of nobody's")
-            except Exception:  # noqa: BLE001
-                # Whatever it is, the log is still there: better taken again than held, silent.
-                self._log.exception("partition is taken again after an unexpected error")
-            finally:
-                self._drop()
-            pause = RETAKE_PAUSES[min(self._failures, len(RETAKE_PAUSES) - 1)]
-            self._failures += 1
-            await asyncio.sleep(pause)
-
-    async def _keep(self) -> None:
-        """Take the partition and serve it; ends only by what went wrong."""
-        try:
-            await self._take()
-            await self._serve()
-        except Exception as trouble:
-            self._trouble = trouble
-            if not self._draining:  # nor lost
-                self._observer.retaken()
-            raise
-
-    async def _take(self) -> None:
-        rules = self._rules
-        self._transport.pause(self.number)
-        # Before anything else: what is made anew from here on, the next look finds.
-        self._topics = await self._transport.topics(LOOK_AGAIN)
-        writer, ledger = await take(
-            self._transport,
-            rules.group,
-            rules.splits_topic,
-            self.number,
-            rules.horizon,
-            rules.accept_loss,
-            self._topics,
-            rules.limits,
-        )
-        self._publisher = Publisher(
-            writer,
-            (rules.splits_topic, self.number),
-            rules.results_topic,
-            rules.dead_letters_topic,
-            self._stubs,
-            self._topics,
-        )
-        self._broken = self._trouble = None
-        self._ledger = ledger
-        self._transport.seek(self.number, ledger.position)
-        self._transport.resume(self.number)
-        self._log.info("partition taken", watermark=ledger.position)
-
-    def _drop(self) -> None:
-        """Forget everything; the log has it. What may take long is done in the background."""
-        self._transport.pause(self.number)
-        for state, handle in self._handles.items():
-            # A result in a transaction of unknown fate may have announced the item.
-            self._background(handle.close(keep=state.phase is Phase.PUBLISHING))
-        self._handles = {}
-        for handles in self._whole.values():
-            handles.clear()
-        if self._ledger is not None:
-            self._observer.late(self._ledger.late_duplicates)
-        if self._publisher is not None:
-            self._background(self._publisher.close())
-        self._publisher = self._ledger = None
-
-    async def _serve(self) -> None:
-        """Publish, one transaction at a time, what gathered while the last one ran."""
-        ledger, publisher = self._ledger, self._publisher
-        assert ledger is not None
-        assert publisher is not None
-        committed_at = ticked_at = cleared_at = time.monotonic()
-        vigil = Vigil(self._rules.idle_timeout, committed_at)
-        hidden = Hidden(committed_at)
-        while True:
-            await _within(TICK, self._changed.wait())
-            self._changed.clear()
-            self._check()
-            now = time.monotonic()
-            if now - ticked_at >= TICK and not self._draining:
-                ticked_at = now
-                await self._tick(ledger, vigil, hidden, now)
-            if now - cleared_at >= VERDICTS_INTERVAL:
-                cleared_at = now
-                self._background(self._clear_verdicts(ledger.committed[0] - self._rules.horizon))
-            # Meanwhile a record may have failed half-way, with the position beyond it already.
-            self._check()
-            due = self._draining or now - committed_at >= COMMIT_INTERVAL
-            batch = ledger.gather() if due or ledger.has_news else None
-            if batch is None:
-                continue
-            # All that the batch follows from was read before this look. A topic that is made
-            # anew after it changes nothing: the commit names the one that it speaks of.
-            await self._look_at_topics(0)
-            self._publishing = asyncio.create_task(self._publish(publisher, ledger, batch))
-            await asyncio.shield(self._publishing)
-            committed_at = time.monotonic()
-            self._failures = 0
-            for state in batch.states:
-                self._handles.pop(state, None)
-            self._changed.set()
-
-    async def _publish(self, publisher: Publisher, ledger: Ledger, batch: Batch) -> None:
-        began = time.monotonic()
-        await publisher.publish(ledger, batch)
-        # Here, since nobody may be left to wait for this when the partition is lost meanwhile.
-        self._observer.published(self.number, batch, time.monotonic() - began)
-
-    def _check(self) -> None:
-        """Raise what happened after which only the log can be trusted."""
-        if self._broken is not None:
-            raise self._broken
-
-    async def _tick(self, ledger: Ledger, vigil: Vigil, hidden: Hidden, now: float) -> None:
-        """See to what no record brings about."""
-        await self._look_at_topics(LOOK_AGAIN)
-        position = await self._transport.position(self.number)
-        self._check()  # a poll that failed may have lost records below that position
-        if position is not None:
-            ledger.advance(position)
-        end, stable = self._transport.end(self.number), self._transport.stable_end(self.number)
-        if hidden.look(now, ledger.position, end, stable):
-            self._log.warning(
-                "records are hidden by an open transaction of a producer: end it, or wait for "
-                "its time-out",
-                offset=stable,
-                end=end,
-            )
-        moment = vigil.look(now, ledger.position, end)
-        for state in ledger.idle_since(moment) if moment is not None else ():
-            error = BatchTransferFailed(
-                state.request,
-                f"expired: no split added bytes for {self._rules.idle_timeout:g} s",
-            )
-            self._carry_out(ledger, ledger.give_up(state, Status.EXPIRED, error))
-
-    async def _look_at_topics(self, age: float) -> None:
-        """Hear of a topic that was deleted and made anew, by an answer of at most `age` seconds.
-
-        The client reads on at its old position, in the middle of the new log, if that is long
-        enough. What it read there must not be published: it would be taken for all there is.
-        """
-        try:
-            topics = await self._transport.topics(age)
-        except TopicUnusable:
-            raise
-        except TransportError as error:  # whatever it is, the poll meets it too
-            self._log.debug("the topics could not be looked at", error=str(error))
-            return
-        if topics != self._topics:
-            raise TransportError("a topic was deleted and made anew")
-
-    async def _clear_verdicts(self, before: int) -> None:
-        rules = self._rules
-        for target in set(self._targets.values()):
-            try:
-                await target.passed(rules.group, rules.splits_topic, self.number, before)
-            except (OSError, TargetUnusable) as error:
-                self._log.warning("verdicts could not be cleared", error=str(error))
-
-    # ---- decisions
-
-    def _carry_out(self, ledger: Ledger, decisions: Iterable[Decision]) -> None:
-        if ledger is not self._ledger:
-            # A thread ended, then we dropped everything, then its group was woken, which is
-            # closed in the background: what follows from its report is the next owner's.
-            return
-        opened: list[tuple[Block, WriteSplitDataTaskHandle]] = []
-        for decision in decisions:
-            state = decision.state
-            handle = self._handles.get(state)
-            if handle is None:
-                handle = self._handles[state] = self._open(ledger, state)
-                opened.append((state.block, handle))
-            if isinstance(decision, WriteSplit):
-                handle.submit_split(WriteTask(decision.split, decision.gaps, decision.overlaps))
-            else:
-                handle.end(
-                    Ending(state.status, state.error, state.total, state.sha256, state.labels)
-                )
-        for block, handle in opened:
-            if handle.whole:
-                self._whole[block].append(handle)
-            else:
-                handle.start()
-
-    def _take_whole(self) -> None:
-        for block, handles in self._whole.items():
-            for start in range(0, len(handles), WHOLE_ITEMS):
-                some = handles[start : start + WHOLE_ITEMS]
-                take_whole(some, self._targets[block].settle_taken, self._workshop.threads)
-            handles.clear()
-
-    def _open(self, ledger: Ledger, state: ReceiveState) -> WriteSplitDataTaskHandle:
-        rules = self._rules
-        key = RequestKey(rules.group, rules.splits_topic, self.number, state.request, state.first)
-        item = Item(key, state.unique_id, state.version, dict(state.labels or {}))
-        incoming = self._targets[state.block].begin(item)
-        reports = _Reports(self, ledger, state)
-        group = GROUPS[state.block](item, state.block, incoming, self._workshop, reports)
-        return WriteSplitDataTaskHandle(group, reports)
-
-    def __repr__(self) -> str:
-        return f"<Partition {self.number} {self._ledger} {self.gauge} open={len(self._handles)}>"
-
 
 class _Reports(NamedTuple):
     """Brings what a write group tells to the ledger that opened the request."""
@@ -539,7 +519,8 @@ class _Reports(NamedTuple):
 
     @property
     def _heard(self) -> bool:
-        """Not when the partition was dropped, and this group only has not ended yet."""
+        """Not after a thread has ended, then the partition was dropped, then this group was woken,
+        which is closed in the background: what follows from its report is the next owner's."""
         return self.partition._ledger is self.ledger
 
     def compared(self, same: bool) -> None:

@@ -1,7 +1,7 @@
 """Finding and replacing files below a root without ever following a symbolic link.
 
 Every step opens one directory from the descriptor of the one above it, so a link swapped in
-while we look leads nowhere (DESIGN, "A file", 1; "What may never happen", 9).
+while we look leads nowhere (RELIABILITY, rule 9).
 """
 
 from __future__ import annotations

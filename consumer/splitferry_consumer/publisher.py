@@ -1,4 +1,4 @@
-"""One transaction per batch: results, what is told besides them, and the offset (DESIGN)."""
+"""One transaction per batch: results, what is told besides them, and the offset."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from splitferry_protocol.ids import RequestId, RequestKey
 from splitferry_protocol.partitioning import partition_for
 from splitferry_protocol.records import Block, Result, Status
 
-from .bookmark import Bookmark, NewerCommit
+from .bookmark import HORIZON, Bookmark, NewerCommit
 from .coverage import Range
 from .flow import Flow, Gauge
 from .group import GROUPS, Ending, Workshop, WriteSplitDataTaskHandle, WriteTask
@@ -59,8 +59,6 @@ GROUP = "splitferry replay"
 """In the place of the group in the catalogue: the verdicts of consumers do not bind a replay."""
 FOR_EVER = 2**63 - 1
 """Above every offset."""
-HORIZON = 250_000
-"""Offsets; where neither the caller nor the group's commit tells one."""
 
 
 class Logs(Protocol):

@@ -53,7 +53,7 @@ class ReceiveState:
 
     request: RequestId
     first: int
-    """Offset of the first valid split (DESIGN: *f*)."""
+    """Offset of the first valid split (DESIGN, "The idea": *f*)."""
     unique_id: str
     version: int
     block: Block
@@ -82,7 +82,7 @@ class ReceiveState:
 
     phase: Phase = Phase.OPEN
     last: int = -1
-    """Offset where the request ended (DESIGN: *e*)."""
+    """Offset where the request ended (*e*)."""
     by_owner: bool = False
     """Ended by the owner's decision and not by a record: another owner may decide otherwise
     until the result is committed."""

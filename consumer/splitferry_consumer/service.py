@@ -25,7 +25,8 @@ from .ledger import Limits
 from .membership import Membership
 from .modes import FILE_MODE, mode_problem
 from .observing import Observer
-from .partition import Partition, Rules
+from .partition import Partition
+from .taking import Rules
 from .targets import Target, TargetUnusable
 from .targets.file import FileTarget
 from .targets.handler import Handler, HandlerTarget
@@ -157,8 +158,8 @@ class Service:
         """Receive until stopped.
 
         Raises:
-            StartError: the settings, the root or the cluster do not allow a start; one line
-                that names the remedy.
+            StartError: the settings, the certificates, the root or the cluster do not allow a
+                start; one line that names the remedy.
         """
         settings = self.settings
         if not 1 <= len(settings.group.encode()) <= GROUP_MAX:
@@ -166,7 +167,13 @@ class Service:
         if problem := mode_problem(settings.file_mode):
             raise StartError(f"files cannot have the mode {settings.file_mode:#o}: {problem}")
         keep_freed_memory()
-        options = await asyncio.to_thread(settings.connection.client_options)
+        try:
+            options = await asyncio.to_thread(settings.connection.client_options)
+        except OSError as error:
+            raise StartError(
+                f"the certificate files cannot be used: {error}: check ssl_cafile, ssl_certfile "
+                "and ssl_keyfile"
+            ) from error
         await check_topics(
             options, settings.splits_topic, settings.results_topic, settings.dead_letters_topic
         )

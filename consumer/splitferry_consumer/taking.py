@@ -1,16 +1,19 @@
-"""Taking a partition: the only recovery path (DESIGN, "Taking a partition").
+"""Taking a partition: the only recovery path (DESIGN, "One crash").
 
-The order is the point. The previous owner is fenced first, so that the committed offset is read
-after its last transaction was settled; the end of the results is taken after that, so that its
-last result is below it; and the results are read until that end is reached, so that none of
-them is missed.
+The order is the point.
+
+1. The previous owner is fenced, which settles its last transaction.
+2. So the committed offset cannot move any more, and is read: W, S and P.
+3. So the last result of that owner lies below the end of the results, which is taken now.
+4. The results are read from S until that end is reached, so that none of them is missed.
+5. Reading the splits goes on at W.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -27,6 +30,20 @@ ACCEPT_LOSS = "; to go on without what is lost, start with --accept-loss"
 
 Bounds = tuple[int, int]
 """Start and end of a log, in offsets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for every partition of a consumer. Times in seconds, the horizon in offsets."""
+
+    group: str
+    splits_topic: str
+    results_topic: str
+    dead_letters_topic: str
+    horizon: int
+    idle_timeout: float
+    accept_loss: bool
+    limits: Limits = DEFAULT_LIMITS
 
 
 class Misfit(Exception):
@@ -134,14 +151,7 @@ def made_anew(splits: Bounds, results: Bounds, horizon: int) -> Bookmark:
 
 
 async def take(
-    transport: Transport,
-    group: str,
-    topic: str,
-    partition: int,
-    horizon: int,
-    accept_loss: bool,
-    topics: TopicIds | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    transport: Transport, rules: Rules, partition: int, topics: TopicIds | None = None
 ) -> tuple[Writer, Ledger]:
     """Steps 1 to 4; the caller seeks to the ledger's position.
 
@@ -149,14 +159,12 @@ async def take(
         topics: their ids, None when they are not known.
 
     Raises:
-        Misfit: the logs do not fit what was committed, and `accept_loss` is not set.
+        Misfit: the logs do not fit what was committed, and a loss is not accepted.
         TransportError: Kafka did not answer, or an open transaction hides results.
     """
     writer = await transport.writer(partition)
     try:
-        ledger = await _load(
-            transport, group, topic, partition, horizon, accept_loss, topics, limits
-        )
+        ledger = await _load(transport, rules, partition, topics)
     except BaseException:
         await writer.close()
         raise
@@ -164,23 +172,19 @@ async def take(
 
 
 async def _load(
-    transport: Transport,
-    group: str,
-    topic: str,
-    partition: int,
-    horizon: int,
-    accept_loss: bool,
-    topics: TopicIds | None,
-    limits: Limits,
+    transport: Transport, rules: Rules, partition: int, topics: TopicIds | None
 ) -> Ledger:
+    """Steps 2 to 4."""
+    group, topic, horizon = rules.group, rules.splits_topic, rules.horizon
+
     def refuse(problem: str) -> None:
         """Raise Misfit, unless the loss is accepted."""
-        if not accept_loss:
+        if not rules.accept_loss:
             raise Misfit(problem + ACCEPT_LOSS)
         log.warning("loss accepted", topic=topic, partition=partition, lost=problem)
 
     def ledger_from(bookmark: Bookmark, loss: bool) -> Ledger:
-        ledger = Ledger(group, topic, partition, horizon, bookmark, results[1], limits)
+        ledger = Ledger(group, topic, partition, horizon, bookmark, results[1], rules.limits)
         if loss:
             # A log made anew soon grows past the old W: with that still committed, the next
             # owner would see nothing amiss, and begin in the middle.

@@ -107,15 +107,15 @@ class Writer(Protocol):
         """Give up the right; bounded, never raises."""
 
 
-Taken = Callable[[Collection[int]], Awaitable[None]]
-Lost = Callable[[Collection[int]], Awaitable[None]]
+Rebalanced = Callable[[Collection[int]], Awaitable[None]]
+"""Told partitions by their numbers."""
 
 
 class Transport(Protocol):
     """One member of the group, subscribed to the splits topic."""
 
-    async def start(self, taken: Taken, lost: Lost) -> None:
-        """Join the group. `taken` and `lost` are awaited during a rebalance."""
+    async def start(self, assigned: Rebalanced, revoked: Rebalanced) -> None:
+        """Join the group. `assigned` and `revoked` are awaited during a rebalance."""
 
     async def stop(self) -> None:
         """Leave the group; bounded."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiokafka import errors as kafka
@@ -14,6 +15,7 @@ from aiokafka.conn import create_conn
 from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
+from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.reach import why_unreachable
 from splitferry_protocol.rights import Right
 
@@ -39,6 +41,14 @@ class TopicFacts:
 
     partitions: int
     max_message_bytes: int | None
+
+
+async def client_options(connection: ConnectionSettings) -> dict[str, Any]:
+    """For any aiokafka client. Raises ProducerError."""
+    try:
+        return await asyncio.to_thread(connection.client_options)
+    except OSError as error:
+        raise ProducerError(f"the certificate files cannot be used: {error}") from error
 
 
 async def inspect(options: Mapping[str, Any], wanted: Right) -> TopicFacts:
@@ -89,17 +99,8 @@ async def explained(options: Mapping[str, Any], wanted: Right) -> AsyncIterator[
 
 async def _diagnosed(options: Mapping[str, Any]) -> ProducerError:
     """Why none of the bootstrap servers could be used; aiokafka only logs it."""
-    settings = {k: v for k, v in options.items() if k != "bootstrap_servers"}
-
-    async def attempt(host: str, port: int) -> None:
-        async with asyncio.timeout(ATTEMPT_TIMEOUT):
-            connection = await create_conn(host, port, **settings)
-            try:
-                await connection.send(MetadataRequest([]))
-            finally:
-                await connection.close()
-
-    message, login = await why_unreachable(options, attempt)
+    bound = partial(asyncio.timeout, ATTEMPT_TIMEOUT)
+    message, login = await why_unreachable(options, create_conn, MetadataRequest([]), bound)
     return LoginRefused(message) if login else NoBroker(message)
 
 

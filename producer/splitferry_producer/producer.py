@@ -22,7 +22,7 @@ from splitferry_protocol.paths import path_problem
 from splitferry_protocol.records import REASON_MAX, Abort, Accepted, Block, Result, Split
 from splitferry_protocol.rights import TOPIC, Right
 
-from .cluster import inspect
+from .cluster import client_options, inspect
 from .errors import InvalidItem, ProducerError, TimedOut, TooFewPartitions
 from .flow import Allowance, ByteBudget
 from .results import ResultReader
@@ -157,10 +157,7 @@ class Producer:
 
     async def __aenter__(self) -> Producer:
         keep_freed_memory()
-        try:
-            self._options = await asyncio.to_thread(self._connection.client_options)
-        except OSError as error:
-            raise ProducerError(f"the certificate files cannot be used: {error}") from error
+        self._options = await client_options(self._connection)
         facts = await inspect(self._options, Right("Write", TOPIC, self._splits_topic))
         if facts.max_message_bytes is None:
             _log.info("not told the topic's max.message.bytes: assuming Kafka's default")
@@ -307,6 +304,108 @@ class Producer:
                 finally:
                     reader.forget(request.id)
 
+    async def _transmit_until(
+        self,
+        result: asyncio.Future[Result],
+        request: _Request,
+        source: DataItemSource,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        """Send the splits, or as many as come before the result: a request may fail early."""
+        transmitting = asyncio.create_task(self._transmit(request, source, progress))
+        either: list[asyncio.Future[Any]] = [transmitting, result]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
+                await transmitting
+        finally:
+            transmitting.cancel()
+            await asyncio.gather(transmitting, return_exceptions=True)
+
+    async def _transmit(
+        self,
+        request: _Request,
+        source: DataItemSource,
+        progress: Callable[[int], None] | None,
+    ) -> Sent:
+        """Cut, encode and send the item; returns when the broker has every split."""
+        due: set[asyncio.Future[None]] = set()
+
+        def confirm(size: int, confirmed: asyncio.Future[None]) -> None:
+            self._budget.release(size)
+            if confirmed.exception() is None:
+                due.discard(confirmed)
+                if progress is not None:
+                    progress(size)
+
+        with Allowance(self._budget) as allowance:
+            made = read_ahead(pieces(source, self._sizes, allowance.admit))
+            async with contextlib.aclosing(made):
+                async for piece in made:
+                    value = encode_split(request.split(piece))
+                    size = len(piece.payload)
+                    request.begun = True
+                    confirmed = await request.link.send(request.id, value, request.partition)
+                    allowance.hand_over(size)
+                    due.add(confirmed)
+                    confirmed.add_done_callback(partial(confirm, size))
+        # Not gather: cancelled, it would cancel the confirmations, which release the memory.
+        while due:
+            done, _ = await asyncio.wait(due, return_when=asyncio.FIRST_EXCEPTION)
+            for confirmed in done:
+                confirmed.result()
+        assert piece.total is not None
+        assert piece.sha256 is not None
+        return Sent(
+            request.id,
+            request.partition,
+            request.unique_id,
+            request.version,
+            piece.total,
+            piece.sha256,
+        )
+
+    # ---- the abort record
+
+    @contextlib.asynccontextmanager
+    async def _ending(self, request: _Request, timeout: float | None) -> AsyncIterator[None]:
+        """Whatever ends the block but its success, the request is aborted before it goes on."""
+        self._open.add(request)
+        try:
+            async with asyncio.timeout(timeout) as bound:
+                yield
+        except BaseException as error:
+            timed_out = isinstance(error, TimeoutError) and bound.expired()
+            if timed_out:
+                reason = f"no result within {timeout} s"
+            elif isinstance(error, ProducerError):
+                reason = f"the producer failed: {error}"
+            else:
+                reason = "the producer was interrupted"
+            if request.begun:
+                # Shielded from the next cancellation: `close` waits for what is left of it.
+                await asyncio.shield(self._in_background(self._send_abort(request, reason)))
+            if timed_out:
+                raise TimedOut(request.id, timeout or 0) from None
+            raise
+        finally:
+            self._open.discard(request)
+
+    async def _send_abort(self, request: _Request, reason: str) -> None:
+        told = reason.encode()[:REASON_MAX].decode(errors="ignore")
+        try:
+            async with asyncio.timeout(_ABORT_TIMEOUT):
+                value = encode_abort(Abort(request.id, told))
+                # Behind the splits on their own link, if that is still good.
+                link = await self._connected() if request.link.failed else request.link
+                await (await link.send(request.id, value, request.partition))
+        except (ProducerError, TimeoutError) as error:
+            _log.warning(
+                "no abort record could be sent: the request ends at the consumer's idle timeout",
+                request=str(request.id),
+                cause=str(error) or "the broker did not confirm it in time",
+            )
+
     async def abort(
         self,
         request: RequestId,
@@ -355,104 +454,7 @@ class Producer:
         finally:
             reader.forget(request)
 
-    @contextlib.asynccontextmanager
-    async def _ending(self, request: _Request, timeout: float | None) -> AsyncIterator[None]:
-        """Whatever ends the block but its success, the request is aborted before it goes on."""
-        self._open.add(request)
-        try:
-            async with asyncio.timeout(timeout) as bound:
-                yield
-        except BaseException as error:
-            timed_out = isinstance(error, TimeoutError) and bound.expired()
-            if timed_out:
-                reason = f"no result within {timeout} s"
-            elif isinstance(error, ProducerError):
-                reason = f"the producer failed: {error}"
-            else:
-                reason = "the producer was interrupted"
-            if request.begun:
-                # Shielded from the next cancellation: `close` waits for what is left of it.
-                await asyncio.shield(self._in_background(self._send_abort(request, reason)))
-            if timed_out:
-                raise TimedOut(request.id, timeout or 0) from None
-            raise
-        finally:
-            self._open.discard(request)
-
-    async def _transmit_until(
-        self,
-        result: asyncio.Future[Result],
-        request: _Request,
-        source: DataItemSource,
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        """Send the splits, or as many as come before the result: a request may fail early."""
-        transmitting = asyncio.create_task(self._transmit(request, source, progress))
-        either: list[asyncio.Future[Any]] = [transmitting, result]
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not result.done():
-                await transmitting
-        finally:
-            transmitting.cancel()
-            await asyncio.gather(transmitting, return_exceptions=True)
-
-    async def _transmit(
-        self,
-        request: _Request,
-        source: DataItemSource,
-        progress: Callable[[int], None] | None,
-    ) -> Sent:
-        due: set[asyncio.Future[None]] = set()
-
-        def settled(size: int, confirmed: asyncio.Future[None]) -> None:
-            self._budget.release(size)
-            if confirmed.exception() is None:
-                due.discard(confirmed)
-                if progress is not None:
-                    progress(size)
-
-        with Allowance(self._budget) as allowance:
-            made = read_ahead(pieces(source, self._sizes, allowance.admit))
-            async with contextlib.aclosing(made):
-                async for piece in made:
-                    value = encode_split(request.split(piece))
-                    size = len(piece.payload)
-                    request.begun = True
-                    confirmed = await request.link.send(request.id, value, request.partition)
-                    allowance.hand_over(size)
-                    due.add(confirmed)
-                    confirmed.add_done_callback(partial(settled, size))
-        # Not gather: cancelled, it would cancel the confirmations, which release the memory.
-        while due:
-            done, _ = await asyncio.wait(due, return_when=asyncio.FIRST_EXCEPTION)
-            for confirmed in done:
-                confirmed.result()
-        assert piece.total is not None
-        assert piece.sha256 is not None
-        return Sent(
-            request.id,
-            request.partition,
-            request.unique_id,
-            request.version,
-            piece.total,
-            piece.sha256,
-        )
-
-    async def _send_abort(self, request: _Request, reason: str) -> None:
-        told = reason.encode()[:REASON_MAX].decode(errors="ignore")
-        try:
-            async with asyncio.timeout(_ABORT_TIMEOUT):
-                value = encode_abort(Abort(request.id, told))
-                # Behind the splits on their own link, if that is still good.
-                link = await self._connected() if request.link.failed else request.link
-                await (await link.send(request.id, value, request.partition))
-        except (ProducerError, TimeoutError) as error:
-            _log.warning(
-                "no abort record could be sent: the request ends at the consumer's idle timeout",
-                request=str(request.id),
-                cause=str(error) or "the broker did not confirm it in time",
-            )
+    # ---- connections
 
     async def _connected(self) -> Link:
         """The link to send on: a new one after the last has failed, the same for all who ask."""

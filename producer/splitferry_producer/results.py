@@ -19,7 +19,7 @@ from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Accepted, Result
 from splitferry_protocol.rights import TOPIC, Right
 
-from .cluster import START_TIMEOUT, explain, explained, inspect
+from .cluster import START_TIMEOUT, client_options, explain, explained, inspect
 from .errors import ProducerError
 
 _log = structlog.get_logger(__name__)
@@ -182,10 +182,7 @@ class ResultFeed:
         return f"<ResultFeed {self._topic} {self._positions}>"
 
     async def __aenter__(self) -> Self:
-        try:
-            self._options = await asyncio.to_thread(self._connection.client_options)
-        except OSError as error:
-            raise ProducerError(f"the certificate files cannot be used: {error}") from error
+        self._options = await client_options(self._connection)
         facts = await inspect(self._options, self._wanted)
         wanted = [TopicPartition(self._topic, number) for number in range(facts.partitions)]
         self._consumer = consumer = _reader(self._options)

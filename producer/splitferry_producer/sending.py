@@ -93,8 +93,16 @@ class Link:
             if isinstance(error, kafka.KafkaError):
                 raise self._fail(self._explain(error)) from error
             raise
-        queued.add_done_callback(lambda done: self._settle(confirmed, done))
+        queued.add_done_callback(lambda done: self._confirm(confirmed, done))
         return confirmed
+
+    def _expect(self, confirmed: asyncio.Future[None]) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._due:
+            self._confirmed_at = loop.time()
+        self._due.add(confirmed)
+        if self._watch is None:
+            self._watch = loop.call_later(self._stall_timeout, self._look_for_silence)
 
     async def _queue(
         self, request: RequestId, value: bytes, partition: int
@@ -117,32 +125,7 @@ class Link:
                         self._queueing.discard(interruption)
         raise self.failed
 
-    def _expect(self, confirmed: asyncio.Future[None]) -> None:
-        loop = asyncio.get_running_loop()
-        if not self._due:
-            self._confirmed_at = loop.time()
-        self._due.add(confirmed)
-        if self._watch is None:
-            self._watch = loop.call_later(self._stall_timeout, self._check)
-
-    def _check(self) -> None:
-        self._watch = None
-        if not self._due:
-            return
-        loop = asyncio.get_running_loop()
-        silent = loop.time() - self._confirmed_at
-        if silent < self._stall_timeout:
-            self._watch = loop.call_later(self._stall_timeout - silent, self._check)
-            return
-        self._fail(
-            NoBroker(
-                f"no broker of {self._options['bootstrap_servers']} has confirmed anything for "
-                f"{silent:.0f} s: check that it is up and topic {self._topic} has enough "
-                "in-sync replicas"
-            )
-        )
-
-    def _settle(self, confirmed: asyncio.Future[None], queued: asyncio.Future[object]) -> None:
+    def _confirm(self, confirmed: asyncio.Future[None], queued: asyncio.Future[object]) -> None:
         self._due.discard(confirmed)
         if error := queued.exception():
             self._fail(self._explain(error))
@@ -154,6 +137,23 @@ class Link:
             confirmed.set_exception(self.failed)
         else:
             confirmed.set_result(None)
+
+    def _look_for_silence(self) -> None:
+        self._watch = None
+        if not self._due:
+            return
+        loop = asyncio.get_running_loop()
+        silent = loop.time() - self._confirmed_at
+        if silent < self._stall_timeout:
+            self._watch = loop.call_later(self._stall_timeout - silent, self._look_for_silence)
+            return
+        self._fail(
+            NoBroker(
+                f"no broker of {self._options['bootstrap_servers']} has confirmed anything for "
+                f"{silent:.0f} s: check that it is up and topic {self._topic} has enough "
+                "in-sync replicas"
+            )
+        )
 
     def _explain(self, error: BaseException) -> ProducerError:
         return explain(error, self._options["bootstrap_servers"], self._wanted)

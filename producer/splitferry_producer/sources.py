@@ -24,7 +24,7 @@ from .errors import SourceChanged, SourceError
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-_PIECE = 256 * 1024
+_CHUNK = 256 * 1024
 """Bytes asked of a stream at a time."""
 
 
@@ -215,7 +215,7 @@ class StreamSource(DataItemSource):
         block: Block = Block.FILE,
         name: str = "stream",
     ) -> None:
-        self._pieces = _pieces(stream)
+        self._chunks = _chunks(stream)
         self._held: list[Any] = []
         self._held_size = 0
         self._ended = False
@@ -231,7 +231,7 @@ class StreamSource(DataItemSource):
         # so at least one byte is held back, and the last split is never an empty one.
         while self._held_size <= length and not self._ended:
             try:
-                piece = memoryview(await anext(self._pieces)).cast("B")
+                chunk = memoryview(await anext(self._chunks)).cast("B")
             except StopAsyncIteration:
                 self._ended = True
             except OSError as error:
@@ -239,18 +239,18 @@ class StreamSource(DataItemSource):
             except TypeError as error:
                 raise SourceError(self.name, f"gave something else than bytes: {error}") from error
             else:
-                self._held.append(piece)
-                self._held_size += len(piece)
+                self._held.append(chunk)
+                self._held_size += len(chunk)
         data = await asyncio.to_thread(self._take, length, digest)
         return data, self._ended and not self._held_size
 
     def _take(self, length: int, digest: Hash) -> bytes:
         taken, rest = [], length
         while self._held and rest:
-            piece = self._held[0]
-            taken.append(piece[:rest])
-            if len(piece) > rest:
-                self._held[0] = piece[rest:]
+            chunk = self._held[0]
+            taken.append(chunk[:rest])
+            if len(chunk) > rest:
+                self._held[0] = chunk[rest:]
             else:
                 del self._held[0]
             rest -= len(taken[-1])
@@ -261,17 +261,17 @@ class StreamSource(DataItemSource):
 
     async def close(self) -> None:
         with contextlib.suppress(RuntimeError):  # a generator that a cancelled read left running
-            await self._pieces.aclose()
+            await self._chunks.aclose()
         self._held.clear()
 
 
-async def _pieces(stream: Any) -> AsyncGenerator[Any, None]:
+async def _chunks(stream: Any) -> AsyncGenerator[Any, None]:
     if isinstance(stream, asyncio.StreamReader):
-        while piece := await stream.read(_PIECE):
-            yield piece
+        while chunk := await stream.read(_CHUNK):
+            yield chunk
     elif hasattr(stream, "__aiter__"):
-        async for piece in stream:
-            yield piece
+        async for chunk in stream:
+            yield chunk
     elif isinstance(stream, io.TextIOBase) or not hasattr(stream, "read"):
         raise TypeError(f"{type(stream).__name__} is no binary stream")
     else:
@@ -279,10 +279,10 @@ async def _pieces(stream: Any) -> AsyncGenerator[Any, None]:
         while True:
             if isinstance(getattr(stream, "raw", stream), io.FileIO):
                 await _readable(stream.fileno())
-            piece = await asyncio.to_thread(read, _PIECE)
-            if piece:
-                yield piece
-            elif piece is not None:  # None: a non-blocking descriptor had nothing after all
+            chunk = await asyncio.to_thread(read, _CHUNK)
+            if chunk:
+                yield chunk
+            elif chunk is not None:  # None: a non-blocking descriptor had nothing after all
                 return
 
 

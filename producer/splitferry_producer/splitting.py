@@ -107,10 +107,6 @@ class Piece:
     total: int | None
     sha256: bytes | None
 
-    @property
-    def last(self) -> bool:
-        return self.sha256 is not None
-
 
 async def pieces(
     source: DataItemSource, sizes: SplitSizes, admit: Callable[[int], Awaitable[object]]

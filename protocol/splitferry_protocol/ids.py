@@ -83,7 +83,8 @@ class RequestKey(NamedTuple):
     """One opening of a request as one group sees it: what verdicts are filed under.
 
     A request id alone would not do: beyond the horizon an id may open again, at
-    another first offset, and each opening has a verdict of its own (DESIGN, "A file").
+    another first offset, and each opening has a verdict of its own (DESIGN, "Every end
+    of a file request").
 
     Attributes:
         group: the consumer group.

@@ -1,4 +1,4 @@
-"""Which ids of data items can name a file below a root (DESIGN, "A file", 1)."""
+"""Which ids of data items can name a file below a root (WIRE, "Paths")."""
 
 from __future__ import annotations
 

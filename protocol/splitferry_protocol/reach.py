@@ -1,7 +1,7 @@
 """Why no broker can be used, in one line with its remedy.
 
 Kafka's client logs what it meets while it looks for a broker and keeps nothing of it, so each
-address is tried once more by hand. The trying is the caller's, for no I/O happens here.
+address is tried once more by hand, with what the caller connects by: no I/O happens here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
 _SASL_AUTHENTICATION_FAILED, _UNSUPPORTED_MECHANISM, _ILLEGAL_SASL_STATE = 58, 33, 34
@@ -26,9 +27,6 @@ _CONNECT = {
 }
 """What the system says, for which asyncio puts words of its own."""
 
-Try = Callable[[str, int], Awaitable[None]]
-"""Connects to a host and port, and asks for the metadata; raises what goes wrong."""
-
 
 class Unreachable(NamedTuple):
     message: str
@@ -36,19 +34,34 @@ class Unreachable(NamedTuple):
     """Whether it is the login that was refused."""
 
 
-async def why_unreachable(options: Mapping[str, Any], attempt: Try) -> Unreachable:
+async def why_unreachable(
+    options: Mapping[str, Any],
+    connect: Callable[..., Awaitable[Any]],
+    question: Any,
+    bound: Callable[[], AbstractAsyncContextManager[Any]],
+) -> Unreachable:
     """Try each bootstrap server again, and tell what is wrong with them.
 
     Args:
         options: of `ConnectionSettings.client_options`.
+        connect: aiokafka's `create_conn`: a connection to a host and port.
+        question: the request that a broker has to answer on it.
+        bound: the time for one server.
     """
     servers = options["bootstrap_servers"]
+    settings = {name: value for name, value in options.items() if name != "bootstrap_servers"}
     found: dict[str, Unreachable] = {}
     for server in servers.split(","):
         host, colon, port = server.strip().rpartition(":")
         try:
             # Without a port aiokafka takes Kafka's usual one.
-            await attempt(*((host.strip("[]"), int(port)) if colon else (port, 9092)))
+            where = (host.strip("[]"), int(port)) if colon else (port, 9092)
+            async with bound():
+                connection = await connect(*where, **settings)
+                try:
+                    await connection.send(question)
+                finally:
+                    await connection.close()
         except Exception as error:  # noqa: BLE001  whatever it is, it is what is to be told
             cause, remedy, login = _explained(error, options)
         else:

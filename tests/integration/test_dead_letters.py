@@ -19,7 +19,7 @@ from command import Outcome, command, topics_of
 from place import administrator
 from splitferry_cli import requeue as requeuing
 from splitferry_cli.failures import Failure
-from splitferry_cli.requeue import Told, requeue
+from splitferry_cli.requeue import Handled, requeue
 from splitferry_cli.topic_rules import Names
 from splitferry_consumer.dead_letters import Position
 from splitferry_protocol.connection import ConnectionSettings
@@ -48,7 +48,9 @@ class Desk:
         assert outcome.code == code, outcome
         return [json.loads(line) for line in outcome.stdout.splitlines()]
 
-    async def requeue(self, *wanted: Position, group: str = "g", force: bool = False) -> list[Told]:
+    async def requeue(
+        self, *wanted: Position, group: str = "g", force: bool = False
+    ) -> list[Handled]:
         """In this process."""
         names = Names(self.names.splits, self.names.results, self.names.dead_letters)
         connection = ConnectionSettings(self.servers)

@@ -1,5 +1,5 @@
 """Taking a partition on a real broker: from nothing, again, by hand, and where the log does not
-fit (DESIGN, "Taking a partition")."""
+fit (DESIGN, "One crash")."""
 
 from __future__ import annotations
 

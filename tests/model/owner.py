@@ -17,7 +17,7 @@ from splitferry_consumer.catalogue import Row
 from splitferry_consumer.ledger import Batch, Decision, Ledger, Settle
 from splitferry_consumer.publisher import Publisher
 from splitferry_consumer.request import Phase, ReceiveState
-from splitferry_consumer.taking import take
+from splitferry_consumer.taking import Rules, take
 from splitferry_consumer.targets import Item, Verdict
 from splitferry_consumer.transport import Outgoing, Record, Transport, Writer
 from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed, WsDataError
@@ -84,7 +84,8 @@ class Answered:
 def taking(answers: Sequence[Any], partition: int, horizon: int, accept_loss: bool) -> Tenancy:
     """Take the partition. Raises Question at the first that has no answer, and Misfit."""
     transport = cast("Transport", Answered(answers))
-    _, ledger = run(take(transport, GROUP, TOPIC, partition, horizon, accept_loss))
+    rules = Rules(GROUP, TOPIC, RESULTS, DEAD_LETTERS, horizon, 3600.0, accept_loss)
+    _, ledger = run(take(transport, rules, partition))
     return Tenancy(partition, ledger)
 
 

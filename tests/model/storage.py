@@ -35,7 +35,7 @@ def nobody(_: Verdict | Exception) -> None:
 
 
 class Violation(Exception):
-    """Something happened that may never happen (DESIGN)."""
+    """Something happened that may never happen (RELIABILITY)."""
 
 
 class Crash(BaseException):

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 AT_A_TIME = 4
 HEALED = 30.0
-"""Seconds (DESIGN, "What may never happen", 8)."""
+"""Seconds (RELIABILITY, rule 8)."""
 LIFETIMES = (8.0, 32.0, 128.0)
 """Seconds that a certificate lasts which is to run out under a consumer that has joined by then:
 one after the other, until the machine is quick enough."""

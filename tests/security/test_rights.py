@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 GUIDE = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
 AT_A_TIME = 4
 HEALED = 30.0
-"""Seconds (DESIGN, "What may never happen", 8)."""
+"""Seconds (RELIABILITY, rule 8)."""
 
 
 def documented(who: str, names: Topics, group: str) -> list[Grant]:

@@ -1,4 +1,4 @@
-"""Items as files below a root (DESIGN, "A file").
+"""Items as files below a root.
 
     ROOT/.splitferry/catalog.db             what is published, and the verdicts
     ROOT/.splitferry/incoming/OWNER/lock    locked while that process lives

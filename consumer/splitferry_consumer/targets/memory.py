@@ -1,4 +1,4 @@
-"""Items as named shared memory, which another process on this host opens (DESIGN, "Memory").
+"""Items as named shared memory, which another process on this host opens.
 
     /dev/shm/splitferry-OWNER/lock      locked while that process lives; holds its lifetime
     /dev/shm/splitferry-OWNER/N.part    the bytes of one request on their way in

@@ -1,6 +1,6 @@
 """The verdict, then the rename: how received files become published ones.
 
-Two transactions, both durable when they end (DESIGN, "A file", 4 and 5):
+Two transactions, both durable when they end (DESIGN, "Verdict first, rename second"):
 
 1. every opening gets its verdict row, whose first writer wins; a completed one is pending and
    names its temporary file;

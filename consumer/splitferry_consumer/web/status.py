@@ -23,10 +23,10 @@ from itertools import islice, repeat
 from typing import Any, TypedDict
 
 from splitferry_consumer.coverage import Range
-from splitferry_consumer.observing import Died, Second, Told
+from splitferry_consumer.observing import RecentDeadLetter, RecentResult, Second
 from splitferry_consumer.partition import Partition
 from splitferry_consumer.request import Phase, ReceiveState
-from splitferry_consumer.service import Service
+from splitferry_consumer.service import Service, Settings
 from splitferry_consumer.web.health import Disk
 from splitferry_protocol.errors import WsDataError
 from splitferry_protocol.ids import RequestId
@@ -188,7 +188,9 @@ class WorkerView(TypedDict):
     """Why nothing is known of it. None: it answers."""
 
 
-class Snapshot(TypedDict):
+class Facts(TypedDict):
+    """What is as true of several processes as of one."""
+
     version: str
     pid: int
     host: str
@@ -197,6 +199,9 @@ class Snapshot(TypedDict):
     phase: str
     started_at: int
     now: int
+
+
+class Snapshot(Facts):
     root: str
     disk: Disk
     flow: dict[str, int]
@@ -245,6 +250,24 @@ _IN_LOG_ORDER: dict[Sort, Callable[[Mapping[RequestId, ReceiveState]], Iterator[
     Sort.OLDEST: lambda states: iter(states.values()),
     Sort.NEWEST: lambda states: reversed(list(states.values())),
 }
+
+
+def facts(settings: Settings, phase: str, started_at: int, now: int) -> Facts:
+    """Of this process. Moments are Unix times in ms."""
+    return {
+        "version": VERSION,
+        "pid": os.getpid(),
+        "host": HOST,
+        "group": settings.group,
+        "topics": {
+            "splits": settings.splits_topic,
+            "results": settings.results_topic,
+            "dead_letters": settings.dead_letters_topic,
+        },
+        "phase": phase,
+        "started_at": started_at,
+        "now": now,
+    }
 
 
 class Snapshots:
@@ -304,18 +327,7 @@ class Snapshots:
         service, settings, clock = self._service, self._service.settings, _Clock()
         observer = service.observer
         return {
-            "version": VERSION,
-            "pid": os.getpid(),
-            "host": HOST,
-            "group": settings.group,
-            "topics": {
-                "splits": settings.splits_topic,
-                "results": settings.results_topic,
-                "dead_letters": settings.dead_letters_topic,
-            },
-            "phase": service.phase.value,
-            "started_at": observer.started_at,
-            "now": clock.wall,
+            **facts(settings, service.phase.value, observer.started_at, clock.wall),
             "root": self._root,
             "disk": self._disk(),
             "flow": {
@@ -328,7 +340,7 @@ class Snapshots:
             "requests": self._window(clock, view),
             "results": [_result(told) for told in reversed(observer.results)],
             "failures": [_result(told) for told in reversed(observer.failures)],
-            "dead_letters": [_dead_letter(died) for died in reversed(observer.dead)],
+            "dead_letters": [_dead_letter(letter) for letter in reversed(observer.dead)],
             "throughput": [_moment(s) for s in observer.recent_throughput(clock.wall / 1000)],
         }
 
@@ -486,7 +498,7 @@ def _gaps(state: ReceiveState) -> int:
     return coverage.gaps + (state.total is None or coverage.end < state.total)
 
 
-def _result(told: Told) -> ResultView:
+def _result(told: RecentResult) -> ResultView:
     result = told.result
     return {
         "request": str(result.request),
@@ -513,17 +525,17 @@ def _failure(error: WsDataError | None) -> Failure | None:
     return None if error is None else {"code": error.code, "message": error.to_wire()["message"]}
 
 
-def _dead_letter(died: Died) -> DeadLetterView:
-    key = None if died.key is None else died.key.decode("utf-8", "replace")
+def _dead_letter(letter: RecentDeadLetter) -> DeadLetterView:
+    key = None if letter.key is None else letter.key.decode("utf-8", "replace")
     return {
-        "partition": died.partition,
-        "offset": died.offset,
-        "request": died.request,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "request": letter.request,
         "key": None if key is None else key[:KEY_MAX],
-        "size": died.size,
-        "error": died.error,
-        "message": died.message,
-        "at": died.at,
+        "size": letter.size,
+        "error": letter.error,
+        "message": letter.message,
+        "at": letter.at,
     }
 
 

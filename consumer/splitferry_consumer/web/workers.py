@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,8 +31,6 @@ from splitferry_consumer.web.health import LOOK_INTERVAL, STALLED, Check, Disk
 from splitferry_consumer.web.source import Source
 from splitferry_consumer.web.status import (
     FREE_STEP,
-    HOST,
-    VERSION,
     Key,
     Moment,
     PartitionView,
@@ -42,6 +39,7 @@ from splitferry_consumer.web.status import (
     Sort,
     View,
     WorkerView,
+    facts,
 )
 from splitferry_protocol.ids import RequestId
 
@@ -210,22 +208,12 @@ class Workers(Source):
         unknown: Disk = {"free": None, "total": None, "reserve": settings.disk_reserve}
         windows = [snapshot["requests"] for snapshot in snapshots]
         rows = merge(*(window["shown"] for window in windows), key=_KEYS[view.sort])
+        phase = next(
+            (s["phase"] for s in snapshots if s["phase"] != Phase.RUNNING.value),
+            Phase.RUNNING.value if told else Phase.STARTING.value,
+        )
         return {
-            "version": VERSION,
-            "pid": os.getpid(),
-            "host": HOST,
-            "group": settings.group,
-            "topics": {
-                "splits": settings.splits_topic,
-                "results": settings.results_topic,
-                "dead_letters": settings.dead_letters_topic,
-            },
-            "phase": next(
-                (s["phase"] for s in snapshots if s["phase"] != Phase.RUNNING.value),
-                Phase.RUNNING.value if told else Phase.STARTING.value,
-            ),
-            "started_at": self._started_at,
-            "now": time.time_ns() // 1_000_000,
+            **facts(settings, phase, self._started_at, time.time_ns() // 1_000_000),
             "root": self._root,
             "disk": next((s["disk"] for s in snapshots if s["disk"]["free"] is not None), unknown),
             "flow": {
