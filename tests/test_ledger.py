@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.flow import RECORD_OVERHEAD
-from splitferry_consumer.ledger import Limits
+from splitferry_consumer.ledger import Decision, Ledger, Limits, Told
+from splitferry_consumer.transport import Record
 from splitferry_protocol.codec import InvalidRecord
 from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed
 from splitferry_protocol.ids import RequestId
-from splitferry_protocol.records import Accepted, Block, Result, Split, Status
+from splitferry_protocol.records import (
+    HEADER_MAX,
+    Accepted,
+    Block,
+    Input,
+    Result,
+    Split,
+    Status,
+)
 from world import Content, World, abort, poison, split
 
 ONE, TWO = RequestId(1, 1), RequestId(1, 2)
@@ -84,6 +97,22 @@ def test_a_record_that_contradicts_ends_the_request_and_is_a_dead_letter(
     assert results(world)[0].error is not None
     assert (results(world)[0].error.partition, results(world)[0].error.offset) == (0, 1)  # type: ignore[union-attr]
     assert world.ledger.watermark == 2
+    (letter,) = world.dead_letters
+    assert (letter.offset, letter.request, letter.code) == (1, ONE, code)
+    assert letter.record.offset == 1
+    assert letter.message == results(world)[0].error.message  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("when", ["not known", "ended", "with a result"])
+def test_a_damaged_record_of_no_open_request_is_a_dead_letter(when: str) -> None:
+    damaged = InvalidRecord("bad", ONE, 1, damaged=True)
+    world = World([damaged] if when == "not known" else [split(1, total=0), damaged])
+    while when == "ended" and world.read():
+        pass
+    world.finish()
+    (letter,) = world.dead_letters
+    assert (letter.offset, letter.request) == (len(world.log) - 1, ONE)
+    assert (letter.code, letter.message) == (damaged.code, damaged.message)
 
 
 def test_a_size_below_what_was_brought_contradicts() -> None:
@@ -258,6 +287,7 @@ def test_a_new_reply_after_the_end_gets_the_result_once_more(when: str) -> None:
     world.commit()
     world.finish()
     assert [(r.reply, r.repeat) for r in results(world)] == [(b"a", False), (b"b", True)]
+    assert world.ledger.late_duplicates == 2
 
 
 # ---- after the end
@@ -274,6 +304,9 @@ def test_late_splits_are_counted_and_a_reused_id_is_a_dead_letter() -> None:
     assert world.ledger.late_duplicates == 2
     assert world.told == [(2, "dead letter"), (3, "dead letter")]
     assert len(results(world)) == 1
+    for letter in world.dead_letters:
+        assert (letter.request, letter.code) == (ONE, "BatchTransferError")
+        assert re.search(r"\bthis request id has ended with another item.* digest$", letter.message)
 
 
 @pytest.mark.parametrize("read_first", [True, False])
@@ -296,19 +329,20 @@ def test_a_digest_that_nobody_declared_is_judged_by_the_verdict_whenever_it_is_r
     assert world.ledger.held_bytes == 0
 
 
-def test_p_stays_below_a_late_split_that_only_the_verdict_can_judge() -> None:
+@pytest.mark.parametrize("last", [split(1, 1, b"b"), split(1, 0, b"ab")], ids=["", "compared"])
+def test_p_stays_below_a_late_split_that_only_the_verdict_can_judge(last: Split) -> None:
     """Above it, a crash would lose the dead letter that it may turn out to be."""
-    log: list[Content] = [split(1, 0, b"a", total=1), split(2, total=0)]
-    world = World([*log, split(1, 0, b"a", total=1, sha256=b"?" * 32)])
-    while world.read():
+    log: list[Content] = [split(1, 0, b"a", total=2), split(2, total=0), last]
+    world = World([*log, split(1, 0, b"a", total=2, sha256=b"?" * 32), poison()])
+    while world.read() or world.compare():
         pass
     world.settle(1)
     assert all((world.begin(), world.commit()))
     assert world.bookmark is not None
-    assert world.bookmark.told == 2
+    assert world.bookmark.told == 3
     world.take()
     world.finish()
-    assert world.told == [(2, "dead letter")]
+    assert sorted(world.told) == [(3, "dead letter"), (4, "dead letter")]
 
 
 def test_beyond_the_horizon_an_id_opens_again() -> None:
@@ -322,6 +356,147 @@ def test_the_ended_set_forgets_what_no_record_can_ask_for() -> None:
     world.log += [split(1000, total=0)]
     world.finish()
     assert len(world.ledger._recorded) <= 12
+
+
+# ---- what was committed before
+
+
+def ended(first: int, last: int, *, reply: bytes | None = None, version: int = 1) -> Result:
+    """The result of request 1, of one byte, as a reader of the results finds it."""
+    (result,) = results(run(split(1, 0, b"a", total=1, version=version)))
+    at = Input("splits", 0, first, last)
+    return replace(result, input=at, reply=reply)
+
+
+def taken(
+    at: int, *committed: Result, horizon: int = 10, told: int = 0, results_end: int = 9
+) -> Ledger:
+    """A partition that is taken at that offset, with its results."""
+    bookmark = Bookmark(at, 0, told or at, horizon)
+    ledger = Ledger("group", "splits", 0, horizon, bookmark, results_end)
+    for offset, result in enumerate(committed):
+        ledger.load(offset, result)
+    return ledger
+
+
+def read(ledger: Ledger, content: Content, value: bytes = b"value") -> list[Decision]:
+    headers: Any = [("h", b"12"), ("none", None)]  # Kafka has headers without a value too
+    record = Record(ledger.position, b"key", value, headers)
+    return ledger.read(record, content, 0.0)
+
+
+@pytest.mark.parametrize(("at", "known"), [(15, True), (16, False)])
+def test_a_result_is_known_up_to_a_horizon_after_its_end(at: int, known: bool) -> None:
+    ledger = taken(at, ended(0, 5))
+    read(ledger, split(1, 0, b"a", total=2))
+    assert (ledger.late_duplicates, len(ledger.open_requests)) == (0, 0 if known else 1)
+
+
+def test_a_token_that_a_repeat_was_told_is_not_told_again() -> None:
+    repeat = replace(ended(0, 1, reply=b"b"), repeat=True)
+    ledger = taken(5, ended(0, 1, reply=b"a"), repeat)
+    read(ledger, split(1, 0, b"a", reply=b"b"))
+    assert not ledger.has_news
+    read(ledger, split(1, 0, b"a", reply=b"c"))
+    batch = ledger.gather()
+    assert batch is not None
+    (told,) = batch.events
+    assert isinstance(told, Told)
+    assert told == Told(6, replace(repeat, reply=b"c"))
+    assert ledger.bookmark(batch, []).results == 0, "S is where its first result lies"
+
+
+def test_of_two_results_of_an_id_the_later_opening_counts() -> None:
+    ledger = taken(30, ended(0, 20), ended(22, 25, version=2))
+    read(ledger, split(1, 0, b"a", version=2))
+    assert (ledger.late_duplicates, ledger.has_news) == (1, False)
+    read(ledger, split(1, 0, b"a", version=1))
+    assert ledger.has_news, "a reused id"
+
+
+def test_after_a_loss_the_next_transaction_commits_w_although_it_did_not_move() -> None:
+    ledger = taken(5)
+    assert ledger.gather() is None
+    ledger.commit_anew()
+    batch = ledger.gather()
+    assert batch is not None
+    assert (batch.watermark, batch.told, batch.results, batch.events) == (5, 5, [], [])
+    ledger.published(batch, [])
+    assert ledger.gather() is None
+
+
+# ---- who only looks on
+
+
+@pytest.mark.parametrize("second", [[], [split(1, 1, b"b")]], ids=["open", "ended"])
+def test_what_is_settled_elsewhere_is_settled_here(second: list[Content]) -> None:
+    onlooker = taken(0)
+    for content in (split(1, 0, b"a", total=2), *second, split(2, 0, b"a")):
+        read(onlooker, content)
+    assert repr(onlooker).endswith(f"open={2 - len(second)} unsettled={len(second)} recorded=0>")
+    onlooker.obey(0, replace(ended(0, 1), size=2))
+    assert repr(onlooker).endswith("open=1 unsettled=0 recorded=1>")
+    assert [state.request for state in onlooker.open_requests] == [TWO]
+    assert onlooker.watermark == onlooker.position - 1
+    read(onlooker, split(1, 0, b"a", total=2))
+    assert onlooker.late_duplicates == 1
+
+
+def test_what_waits_for_a_word_that_was_said_elsewhere_is_let_go() -> None:
+    onlooker = taken(0)
+    for content in (split(1, 0, b"a"), split(1, 0, b"a"), split(1, 1, b"b"), split(1, 2, b"c")):
+        read(onlooker, content)
+    assert onlooker.held_bytes
+    onlooker.obey(0, ended(0, 3))
+    assert onlooker.held_bytes == 0
+    batch = onlooker.gather()
+    assert batch is not None
+    assert (batch.told, batch.watermark) == (4, 4)
+
+
+def test_a_result_of_an_earlier_opening_settles_nothing() -> None:
+    onlooker = taken(30)
+    read(onlooker, split(1, 0, b"a", total=2))
+    onlooker.obey(0, ended(5, 8))
+    assert len(onlooker.open_requests) == 1
+    assert onlooker.watermark == 30
+
+
+def test_an_onlooker_forgets_what_no_record_can_ask_for() -> None:
+    onlooker = taken(0)
+    for number in range(100):
+        read(onlooker, poison())
+        onlooker.obey(number, replace(ended(number, number), request=RequestId(1, number)))
+    assert len(onlooker._recorded) <= 12
+
+
+# ---- what is held
+
+
+@pytest.mark.parametrize(
+    ("log", "weight"),
+    [
+        ([split(1, 0, b"a", reply=b"a"), split(1, 1, b"b", reply=b"b")], RECORD_OVERHEAD),
+        ([split(3, 0, b"a", total=1, reply=b"b")], RECORD_OVERHEAD + HEADER_MAX),
+        ([poison()], RECORD_OVERHEAD + 1000 + len("key") + len("h12") + len("none")),
+        ([split(1, 0, b"a"), split(1, 0, b"a"), split(1, 1, b"b")],
+         RECORD_OVERHEAD + 1000 + len("key") + len("h12") + len("none")),
+    ],
+    ids=["accepted", "repeat", "dead letter", "behind a comparison"],
+)  # fmt: skip
+def test_what_is_kept_is_weighed(log: list[Content], weight: int) -> None:
+    ledger = taken(5, replace(ended(0, 1), request=RequestId(1, 3), unique_id="item-3"))
+    for content in log:
+        read(ledger, content, b"v" * 1000)
+    assert ledger.held_bytes == weight
+
+
+@pytest.mark.parametrize(("told", "weight"), [(1, RECORD_OVERHEAD + HEADER_MAX), (2, 0)])
+def test_below_the_previous_owners_p_no_token_weighs(told: int, weight: int) -> None:
+    ledger = taken(0, told=told)
+    read(ledger, split(1, 0, b"a", total=1))
+    read(ledger, split(1, 0, b"a", reply=b"b"))
+    assert ledger.held_bytes == weight
 
 
 # ---- the owner's decisions
@@ -382,16 +557,42 @@ def test_what_a_decision_told_of_the_queue_waits_for_its_result() -> None:
     assert world.told == [(3, "Result b'b'")]
 
 
-def test_giving_up_keeps_the_dead_letters_of_the_queue() -> None:
+def test_giving_up_keeps_the_dead_letters_and_the_tokens_of_the_queue() -> None:
     damaged = InvalidRecord("bad", ONE, 1, damaged=True)
-    world = World([split(1, 0, b"a", total=2), split(1, 0, b"a"), damaged])
+    log: list[Content] = [split(1, 0, b"a", total=2, reply=b"a"), split(1, 0, b"a"), damaged]
+    world = World([*log, split(1, 1, b"b", reply=b"b", index=4), split(1, 1, b"b")])
     while world.read():
         pass
     (state,) = world.ledger.open_requests
     world._carry_out(world.ledger.give_up(state, Status.FAILED, WriteDataFailed(ONE)))
+    assert world.ledger.compared(state, True, 0.0) == [], "it comes too late"
     world.finish()
-    assert world.told == [(2, "dead letter")]
+    assert sorted(world.told) == [(2, "dead letter"), (3, "Accepted b'a'")]
+    (letter,) = world.dead_letters
+    assert (letter.request, letter.code, letter.message) == (ONE, damaged.code, damaged.message)
+    assert Accepted(ONE, "group", 4, b"a") in world.results
+    assert [r.reply for r in results(world)] == [b"b"]
     assert world.ledger.held_bytes == 0
+
+
+def test_a_late_digest_behind_an_owners_decision_leaves_p_at_the_decision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its verdict is known, but another owner may decide otherwise until the result commits."""
+    monkeypatch.setattr("splitferry_consumer.ledger.RESULTS_IN_A_TRANSACTION", 1)
+    log: list[Content] = [split(1, 0, b"a", total=2), split(2, total=0)]
+    world = World([*log, poison(), split(1, 0, b"a", sha256=b"?" * 32), poison()])
+    world.read(), world.read()
+    (state,) = world.ledger.open_requests
+    world._carry_out(world.ledger.give_up(state, Status.FAILED, WriteDataFailed(ONE)))
+    while world.read():
+        pass
+    world.settle(1), world.settle()  # request 2 before request 1
+    assert world.begin()
+    assert world.batch is not None
+    assert (world.batch.told, world.batch.events) == (2, [])
+    world.finish()
+    assert [offset for offset, _ in world.told] == [2, 4]
 
 
 def test_nothing_is_published_before_p_is_reached_again() -> None:
@@ -599,7 +800,11 @@ def chatter(draw: st.DrawFn) -> list[Content]:
 
 
 seeds = st.integers(0, 2**32).map(random.Random)
-relaxed = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(
+    deadline=None,
+    max_examples=3 * settings().max_examples,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 @relaxed

@@ -8,6 +8,7 @@ from splitferry_consumer.responder import SharedWithBatchHandler
 
 def test_the_first_token_is_held_and_nobody_is_told() -> None:
     responder = SharedWithBatchHandler()
+    assert repr(responder) == "<SharedWithBatchHandler reply=None taken=False>"
     assert responder.update(None) is None
     assert responder.update(b"a") is None
     assert responder.reply == b"a"

@@ -597,9 +597,7 @@ class Ledger:
         count the same things twice.
         """
         assert self._publishing is None
-        # Those that keep P back go first: among the last they could keep it back for ever.
-        first = sorted(self._ready, key=lambda state: not state.by_owner)
-        states = first[:RESULTS_IN_A_TRANSACTION]
+        states = self._ready[:RESULTS_IN_A_TRANSACTION]
         leaving = set(states)
         if not self.may_publish:
             return None
@@ -642,7 +640,7 @@ class Ledger:
         if not states and not events and watermark == self.committed[0]:
             return None
         self._events = kept
-        self._ready = first[RESULTS_IN_A_TRANSACTION:]
+        self._ready = self._ready[RESULTS_IN_A_TRANSACTION:]
         for state in states:
             state.phase = Phase.PUBLISHING
         self._forget(watermark)

@@ -47,7 +47,7 @@ MODULES = {
     ),
     "ledger": Module(
         [f"{CONSUMER}/{name}.py" for name in ("ledger", "request", "responder")],
-        _files("ledger", "request", "responder"),
+        [*_files("ledger", "request", "responder"), "-k", "not more_requests_than_fit"],
     ),
     "publisher": Module([f"{CONSUMER}/publisher.py"], _files("publisher")),
     "target": Module(
@@ -58,16 +58,6 @@ MODULES = {
         _files("targets_file", "catalogue", "hostile_paths", "modes"),
     ),
 }
-
-# The same examples each time, and no search for the smallest one that fails.
-PROFILE = """
-from hypothesis import Phase, settings
-settings.register_profile(
-    "mutants", deadline=None, derandomize=True, database=None,
-    phases=[Phase.explicit, Phase.generate],
-)
-settings.load_profile("mutants")
-"""
 
 
 def without_decorators(source: str) -> str:
@@ -105,13 +95,11 @@ def set_up(stage: Path, module: Module) -> None:
     for name in module.files:
         file = stage / name
         file.write_text(without_decorators(file.read_text()))
-    with (stage / "tests" / "conftest.py").open("a") as conftest:
-        conftest.write(PROFILE)
     configured = {
         "source_paths": [f"splitferry_{room}" for room in ROOMS],
         "only_mutate": [*module.files],
         "also_copy": ["docs"],
-        "pytest_add_cli_args": ["-p", "no:cacheprovider"],
+        "pytest_add_cli_args": ["-p", "tests.mutants.judging", "-p", "no:cacheprovider"],
         "pytest_add_cli_args_test_selection": [*module.tests],
         "timeout_multiplier": 4.0,
         "timeout_constant": 5.0,
