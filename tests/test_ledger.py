@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.flow import RECORD_OVERHEAD
 from splitferry_consumer.ledger import Decision, Ledger, Limits, Told
+from splitferry_consumer.request import Phase, ReceiveState
+from splitferry_consumer.targets import Verdict
 from splitferry_consumer.transport import Record
 from splitferry_protocol.codec import InvalidRecord
 from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed
@@ -156,6 +158,7 @@ def test_the_horizon_waits_for_its_turn_behind_a_comparison() -> None:
 def failure(world: World, request: RequestId) -> str:
     (result,) = (r for r in results(world) if r.request == request)
     assert isinstance(result.error, BatchTransferFailed)
+    assert result.error.request_id == request
     return result.error.reason
 
 
@@ -176,7 +179,7 @@ def test_a_request_too_many_is_refused_and_a_small_one_is_not() -> None:
         (RequestId(1, 3), 2): (Status.COMPLETED, 2, None),
         (RequestId(1, 4), 4): (Status.COMPLETED, 5, None),
     }
-    assert "(--max-open-requests)" in failure(world, TWO)
+    assert failure(world, TWO).endswith(" already, the limit (--max-open-requests)")
     assert world.told == [], "a setting is exceeded: the record is as the contract has it"
 
 
@@ -185,11 +188,13 @@ def test_an_item_too_large_is_refused_as_soon_as_it_is_known(brings: Split) -> N
     world = World([split(1, 0, b"a"), brings], limits=Limits(item_size=10))
     world.finish()
     assert world.outcomes() == {(ONE, 0): (Status.FAILED, 1, "BatchTransferFailed")}
-    assert "(--max-item-size)" in failure(world, ONE)
+    assert failure(world, ONE).endswith(" the limit is 10 (--max-item-size)")
 
 
-def test_an_item_as_large_as_the_limit_is_taken() -> None:
-    world = World([split(1, 0, b"a" * 10, total=10)], limits=Limits(item_size=10))
+@pytest.mark.parametrize("limit", [10, 0])
+def test_an_item_as_large_as_the_limit_is_taken(limit: int) -> None:
+    log = [split(1, 0, b"a" * limit, total=limit)]
+    world = World(log, limits=Limits(item_size=limit))
     world.finish()
     assert world.outcomes() == {(ONE, 0): (Status.COMPLETED, 0, None)}
 
@@ -201,7 +206,7 @@ def test_gaps_made_on_purpose_end_the_request() -> None:
         world.read()
     world.finish()
     assert world.outcomes() == {(ONE, 0): (Status.FAILED, 3, "BatchTransferFailed")}
-    assert "(--max-gaps)" in failure(world, ONE)
+    assert failure(world, ONE).endswith(" the limit (--max-gaps)")
     closing = World([*spread, split(1, 0, b"xx")], limits=Limits(gaps=3))
     closing.finish()
     assert closing.ledger.open_requests, "a split that closes a gap is welcome"
@@ -288,6 +293,46 @@ def test_a_new_reply_after_the_end_gets_the_result_once_more(when: str) -> None:
     world.finish()
     assert [(r.reply, r.repeat) for r in results(world)] == [(b"a", False), (b"b", True)]
     assert world.ledger.late_duplicates == 2
+
+
+def test_a_request_knows_when_the_log_got_its_first_split_and_the_last_new_bytes() -> None:
+    """By the log's clock: the owner's may have begun long after."""
+    ledger = taken(7)
+    for content in (split(1, 0, b"a"), split(1, 1, b"b"), split(1, 0, b"ab")):
+        record = Record(ledger.position, b"key", b"value", timestamp=1000 + ledger.position)
+        ledger.read(record, content, 0.0)
+    (state,) = ledger.open_requests
+    ledger.compared(state, True, 0.0)
+    assert (state.opened_at, state.grown_at) == (1007, 1008)
+
+
+# ---- the result
+
+
+@pytest.mark.parametrize(("measured", "told"), [(4, 4), (None, 9)])
+def test_a_result_is_what_the_splits_said_and_what_the_verdict_was(
+    measured: int | None, told: int
+) -> None:
+    ledger = taken(7)
+    state = start(ledger, split(1, 0, b"ab", total=9, reply=b"r", labels={"a": "1"}))
+    read(ledger, split(1, 0, b"ab"))
+    ledger.compared(state, True, 0.0)
+    read(ledger, abort(1))
+    phases = [state.phase]
+    error = WriteDataFailed(ONE)
+    target = {"path": "item-1"}
+    verdict = Verdict(Status.FAILED, error, measured, b"\1" * 32, target)
+    ledger.settled(state, verdict, finished_at=77)
+    phases.append(state.phase)
+    batch = ledger.gather()
+    assert batch is not None
+    assert [*phases, state.phase] == [Phase.ENDED, Phase.SETTLED, Phase.PUBLISHING]
+    assert batch.results == [
+        Result(
+            ONE, "item-1", 1, Block.MEM, {"a": "1"}, "group", Status.FAILED, error, told,
+            b"\1" * 32, target, 1, 1, Input("splits", 0, 7, 9), b"r", False, 77,
+        )
+    ]  # fmt: skip
 
 
 # ---- after the end
@@ -383,6 +428,12 @@ def read(ledger: Ledger, content: Content, value: bytes = b"value") -> list[Deci
     headers: Any = [("h", b"12"), ("none", None)]  # Kafka has headers without a value too
     record = Record(ledger.position, b"key", value, headers)
     return ledger.read(record, content, 0.0)
+
+
+def start(ledger: Ledger, first: Split) -> ReceiveState:
+    """The state of the request that this split opens."""
+    read(ledger, first)
+    return ledger.states[first.request]
 
 
 @pytest.mark.parametrize(("at", "known"), [(15, True), (16, False)])

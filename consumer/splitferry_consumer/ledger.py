@@ -498,7 +498,6 @@ class Ledger:
         """
         assert state.phase is Phase.ENDED, state.phase
         state.phase = Phase.SETTLED
-        state.status = verdict.status
         state.result = Result(
             request=state.request,
             unique_id=state.unique_id,
@@ -519,11 +518,10 @@ class Ledger:
             finished_at=finished_at,
         )
         self._ready.append(state)
-        if state.waiting:
-            if not state.by_owner:
-                del self._holding[state]
-            for _ in self._catch_up(state, 0):
-                raise AssertionError("a record read after the end decides nothing")
+        if state.waiting and not state.by_owner:
+            del self._holding[state]
+        while state.waiting:
+            self._after_end(state, self._resume(state))
 
     def _after_end(self, state: ReceiveState, arrival: Arrival) -> None:
         """A record of a request that has ended, with its result not committed."""

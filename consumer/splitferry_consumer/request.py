@@ -87,6 +87,7 @@ class ReceiveState:
     """Ended by the owner's decision and not by a record: another owner may decide otherwise
     until the result is committed."""
     status: Status = Status.COMPLETED
+    """How it ended by the log or the owner, like `error`; the target's verdict is in `result`."""
     error: WsDataError | None = None
     result: Result | None = None
     repeats: list[tuple[int, bytes]] = field(default_factory=list)
