@@ -273,8 +273,7 @@ def test_an_older_reply_is_accepted_and_the_newest_gets_the_result() -> None:
         split(1, 1, b"b", reply=b"new"),
     )
     accepted, result = world.results
-    assert isinstance(accepted, Accepted)
-    assert (accepted.reply, accepted.index) == (b"old", 7)
+    assert accepted == Accepted(ONE, "group", 7, b"old")
     assert isinstance(result, Result)
     assert result.reply == b"new"
 
@@ -292,7 +291,7 @@ def test_a_new_reply_after_the_end_gets_the_result_once_more(when: str) -> None:
     world.commit()
     world.finish()
     assert [(r.reply, r.repeat) for r in results(world)] == [(b"a", False), (b"b", True)]
-    assert world.ledger.late_duplicates == 2
+    assert (world.ledger.late_duplicates, world.ledger.held_bytes) == (2, 0)
 
 
 def test_a_request_knows_when_the_log_got_its_first_split_and_the_last_new_bytes() -> None:
@@ -465,6 +464,21 @@ def test_of_two_results_of_an_id_the_later_opening_counts() -> None:
     assert ledger.has_news, "a reused id"
 
 
+def test_s_is_the_end_of_the_results_when_none_of_them_matters_any_more() -> None:
+    ledger = taken(0, results_end=9)
+    (state,) = (decision.state for decision in read(ledger, split(1, total=0)))
+    ledger.settled(state, Verdict(Status.COMPLETED, None, 0, b"\1" * 32), 0)
+    ends = []
+    for offsets in ([20], []):
+        batch = ledger.gather()
+        assert batch is not None
+        ends.append(ledger.bookmark(batch, offsets).results)
+        ledger.published(batch, offsets)
+        for _ in range(20):
+            read(ledger, poison())
+    assert ends == [20, 21]
+
+
 def test_after_a_loss_the_next_transaction_commits_w_although_it_did_not_move() -> None:
     ledger = taken(5)
     assert ledger.gather() is None
@@ -567,6 +581,13 @@ def test_the_owner_gives_up_at_the_last_record_read() -> None:
     assert world.outcomes() == {(ONE, 0): (Status.EXPIRED, 2, "BatchTransferFailed")}
 
 
+def test_a_request_that_brought_no_byte_is_idle_since_it_opened() -> None:
+    world = World([poison(), split(1, 0, b"", total=9)])
+    world.read(), world.read()
+    assert world.ledger.idle_since(1.0)
+    assert not world.ledger.idle_since(0.9)
+
+
 def test_only_splits_that_add_bytes_count_as_activity() -> None:
     world = World([split(1, 0, b"a", total=9), split(1, 0, b"a"), split(1, 1, b"b")])
     world.read()
@@ -590,6 +611,8 @@ def test_what_follows_an_owners_decision_is_told_only_with_its_result() -> None:
     world.commit()
     world.finish()
     assert world.told == [(1, "dead letter")]
+    assert world.bookmark is not None
+    assert world.bookmark.told == 3, "once it is committed, P goes on"
 
 
 def test_what_a_decision_told_of_the_queue_waits_for_its_result() -> None:
