@@ -19,8 +19,9 @@ from splitferry_consumer.request import Phase, ReceiveState
 from splitferry_consumer.targets import Verdict
 from splitferry_consumer.transport import Record
 from splitferry_protocol.codec import InvalidRecord
-from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed
+from splitferry_protocol.errors import BatchTransferError, BatchTransferFailed, WriteDataFailed
 from splitferry_protocol.ids import RequestId
+from splitferry_protocol.paths import path_problem
 from splitferry_protocol.records import (
     HEADER_MAX,
     Accepted,
@@ -126,6 +127,14 @@ def test_an_unsafe_file_name_opens_the_request_and_ends_it_there() -> None:
     world = run(split(1, 0, b"ab", total=2, block=Block.FILE, unique_id="../x"))
     assert world.outcomes() == {(ONE, 0): (Status.FAILED, 0, "BatchTransferError")}
     assert world.told == [(0, "dead letter")]
+    error = results(world)[0].error
+    assert isinstance(error, BatchTransferError)
+    assert (error.request_id, error.msg) == (ONE, path_problem("../x"))
+
+
+def test_an_item_of_memory_may_have_a_name_that_no_file_can_have() -> None:
+    world = run(split(1, 0, b"ab", total=2, unique_id="../x"))
+    assert world.outcomes() == {(ONE, 0): (Status.COMPLETED, 0, None)}
 
 
 def test_an_abort_ends_an_open_request_and_is_ignored_otherwise() -> None:
@@ -742,6 +751,28 @@ def test_tokens_for_a_result_count_for_its_transaction(monkeypatch: pytest.Monke
         world.commit()
     assert most == 2
     assert [r.reply for r in results(world)] == [None, *tokens]
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        [poison(), split(1, total=0, reply=b"a"), poison(), poison()],
+        [split(1, total=0, reply=token) for token in (b"a", b"b", b"c", b"d")],
+    ],
+    ids=["with dead letters", "from P on"],
+)
+def test_tokens_count_beside_everything_else(
+    log: list[Content], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitferry_consumer.ledger.EVENTS_IN_A_TRANSACTION", 2)
+    ledger = taken(0, told=1)
+    state = start(ledger, split(1, total=0))
+    for content in log:
+        read(ledger, content)
+    ledger.settled(state, Verdict(Status.COMPLETED, None, 0, b"\1" * 32), 0)
+    batch = ledger.gather()
+    assert batch is not None
+    assert sorted(event.offset for event in batch.events) == [1, 2]
 
 
 def test_p_never_goes_back_for_tokens_that_its_transaction_leaves_behind(

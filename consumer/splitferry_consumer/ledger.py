@@ -621,9 +621,9 @@ class Ledger:
         # What was told of a request up to its end must not stay behind its result, also above P:
         # the next owner finds the request in the ended set, and passes over its records up to
         # *e*. For the same reason it cannot be told twice.
-        ends = {state.request: state.last for state in states}
+        ends: dict[RequestId | None, int] = {state.request: state.last for state in states}
         for event in self._events:
-            last = -1 if event.request is None else ends.get(event.request, -1)
+            last = ends.get(event.request, -1)
             goes = event.offset < told or event.offset <= last
             (events if goes else kept).append(event)
         for state in states:

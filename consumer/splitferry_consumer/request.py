@@ -44,7 +44,8 @@ class Arrival:
     @property
     def timestamp(self) -> int:
         """Of the record, Unix time in ms."""
-        return 0 if self.record is None else self.record.timestamp
+        assert self.record is not None
+        return self.record.timestamp
 
 
 @dataclass(slots=True, eq=False)
