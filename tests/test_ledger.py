@@ -488,6 +488,29 @@ def test_s_is_the_end_of_the_results_when_none_of_them_matters_any_more() -> Non
     assert ends == [20, 21]
 
 
+def test_where_no_record_was_the_log_was_read_all_the_same() -> None:
+    """Markers of transactions, and what was aborted: W passes them."""
+    ledger = taken(5)
+    positions = []
+    for position in (9, 8):
+        ledger.advance(position)
+        positions.append((ledger.position, ledger.watermark))
+    assert positions == [(9, 9), (9, 9)]
+
+
+def test_a_result_is_news_and_a_moved_w_is_not() -> None:
+    ledger = taken(0)
+    state = start(ledger, split(1, total=0))
+    news = [ledger.has_news]
+    ledger.settled(state, Verdict(Status.COMPLETED, None, 0, b"\1" * 32), 0)
+    news.append(ledger.has_news)
+    batch = ledger.gather()
+    assert batch is not None
+    ledger.published(batch, [9])
+    read(ledger, abort(2))
+    assert [*news, ledger.has_news] == [False, True, False]
+
+
 def test_after_a_loss_the_next_transaction_commits_w_although_it_did_not_move() -> None:
     ledger = taken(5)
     assert ledger.gather() is None

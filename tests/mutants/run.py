@@ -101,7 +101,7 @@ def set_up(stage: Path, module: Module) -> None:
         "also_copy": ["docs"],
         "pytest_add_cli_args": ["-p", "tests.mutants.judging", "-p", "no:cacheprovider"],
         "pytest_add_cli_args_test_selection": [*module.tests],
-        "timeout_multiplier": 4.0,
+        "timeout_multiplier": 2.0,
         "timeout_constant": 5.0,
         "use_git_change_detection": False,
     }
