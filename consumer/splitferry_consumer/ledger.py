@@ -296,7 +296,7 @@ class Ledger:
     def compared(self, state: ReceiveState, same: bool, now: float) -> list[Decision]:
         """The comparison that `WriteSplit` asked for. Nothing happens if the request has ended."""
         arrival = state.comparing
-        if state.phase is not Phase.OPEN or arrival is None:
+        if arrival is None:
             return []
         assert isinstance(arrival.content, Split)
         split = arrival.content

@@ -77,7 +77,7 @@ class ReceiveState:
 
     comparing: Arrival | None = None
     """A split over bytes that are there already, whose comparison is under way. What arrives
-    meanwhile waits, because decisions of one request apply in offset order."""
+    meanwhile waits, because decisions of one request apply in offset order. None once it ended."""
     waiting: deque[Arrival] = field(default_factory=deque)
     """Behind a comparison; after the end, from the first that only the verdict can judge."""
 
