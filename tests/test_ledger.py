@@ -60,6 +60,9 @@ def test_a_request_opens_at_its_first_split_and_ends_where_the_last_gap_closes()
     )
     assert world.items == {ONE: [b"abcd"]}
     assert world.ledger.watermark == 2, "the open request holds W"
+    (letter,) = world.dead_letters
+    assert (letter.request, letter.code) == (None, poison().code)
+    assert letter.message == poison().message
 
 
 def test_an_empty_item_is_one_split() -> None:
@@ -486,6 +489,14 @@ def test_s_is_the_end_of_the_results_when_none_of_them_matters_any_more() -> Non
         for _ in range(20):
             read(ledger, poison())
     assert ends == [20, 21]
+
+
+def test_s_is_the_start_of_the_results_where_nobody_said_how_far_they_go() -> None:
+    ledger = Ledger("group", "splits", 0, 10, Bookmark(0, 0, 0, 10))
+    read(ledger, poison())
+    batch = ledger.gather()
+    assert batch is not None
+    assert ledger.bookmark(batch, []).results == 0
 
 
 def test_where_no_record_was_the_log_was_read_all_the_same() -> None:

@@ -41,6 +41,9 @@ def test_nothing_is_taken_when_nobody_waits() -> None:
 def test_an_update_after_the_end_is_an_error_and_is_logged() -> None:
     responder = SharedWithBatchHandler()
     responder.final()
-    with capture_logs() as logs, pytest.raises(RuntimeError):
+    taken = r"^the reply of this request was already taken for its result$"
+    with capture_logs() as logs, pytest.raises(RuntimeError, match=taken):
         responder.update(b"late")
-    assert [entry["event"] for entry in logs] == ["responder update error"]
+    assert [(entry["event"], entry["reply"]) for entry in logs] == [
+        ("responder update error", b"late".hex())
+    ]

@@ -95,7 +95,7 @@ class ReceiveState:
     """Tokens read after the end, with their offsets: owed the result once more."""
 
     @classmethod
-    def opened_by(cls, split: Split, offset: int, now: float, timestamp: int = 0) -> ReceiveState:
+    def opened_by(cls, split: Split, offset: int, now: float, timestamp: int) -> ReceiveState:
         """`timestamp` is the record's, Unix time in ms."""
         return cls(
             split.request,
@@ -145,7 +145,7 @@ class ReceiveState:
             )
         return None
 
-    def take_in(self, split: Split, now: float, timestamp: int = 0) -> None:
+    def take_in(self, split: Split, now: float, timestamp: int) -> None:
         """The split fits: count it and its bytes. `timestamp` is the record's."""
         self.total = self.total if split.total is None else split.total
         self.sha256 = self.sha256 or split.sha256
