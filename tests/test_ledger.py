@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.flow import RECORD_OVERHEAD
-from splitferry_consumer.ledger import Limits
+from splitferry_consumer.ledger import Decision, Ledger, Limits, Told
+from splitferry_consumer.request import Phase, ReceiveState
+from splitferry_consumer.targets import Verdict
+from splitferry_consumer.transport import Record
 from splitferry_protocol.codec import InvalidRecord
-from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed
+from splitferry_protocol.errors import BatchTransferError, BatchTransferFailed, WriteDataFailed
 from splitferry_protocol.ids import RequestId
-from splitferry_protocol.records import Accepted, Block, Result, Split, Status
+from splitferry_protocol.paths import path_problem
+from splitferry_protocol.records import (
+    HEADER_MAX,
+    Accepted,
+    Block,
+    Input,
+    Result,
+    Split,
+    Status,
+)
 from world import Content, World, abort, poison, split
 
 ONE, TWO = RequestId(1, 1), RequestId(1, 2)
@@ -45,6 +60,9 @@ def test_a_request_opens_at_its_first_split_and_ends_where_the_last_gap_closes()
     )
     assert world.items == {ONE: [b"abcd"]}
     assert world.ledger.watermark == 2, "the open request holds W"
+    (letter,) = world.dead_letters
+    assert (letter.request, letter.code) == (None, poison().code)
+    assert letter.message == poison().message
 
 
 def test_an_empty_item_is_one_split() -> None:
@@ -84,6 +102,22 @@ def test_a_record_that_contradicts_ends_the_request_and_is_a_dead_letter(
     assert results(world)[0].error is not None
     assert (results(world)[0].error.partition, results(world)[0].error.offset) == (0, 1)  # type: ignore[union-attr]
     assert world.ledger.watermark == 2
+    (letter,) = world.dead_letters
+    assert (letter.offset, letter.request, letter.code) == (1, ONE, code)
+    assert letter.record.offset == 1
+    assert letter.message == results(world)[0].error.message  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("when", ["not known", "ended", "with a result"])
+def test_a_damaged_record_of_no_open_request_is_a_dead_letter(when: str) -> None:
+    damaged = InvalidRecord("bad", ONE, 1, damaged=True)
+    world = World([damaged] if when == "not known" else [split(1, total=0), damaged])
+    while when == "ended" and world.read():
+        pass
+    world.finish()
+    (letter,) = world.dead_letters
+    assert (letter.offset, letter.request) == (len(world.log) - 1, ONE)
+    assert (letter.code, letter.message) == (damaged.code, damaged.message)
 
 
 def test_a_size_below_what_was_brought_contradicts() -> None:
@@ -95,6 +129,14 @@ def test_an_unsafe_file_name_opens_the_request_and_ends_it_there() -> None:
     world = run(split(1, 0, b"ab", total=2, block=Block.FILE, unique_id="../x"))
     assert world.outcomes() == {(ONE, 0): (Status.FAILED, 0, "BatchTransferError")}
     assert world.told == [(0, "dead letter")]
+    error = results(world)[0].error
+    assert isinstance(error, BatchTransferError)
+    assert (error.request_id, error.msg) == (ONE, path_problem("../x"))
+
+
+def test_an_item_of_memory_may_have_a_name_that_no_file_can_have() -> None:
+    world = run(split(1, 0, b"ab", total=2, unique_id="../x"))
+    assert world.outcomes() == {(ONE, 0): (Status.COMPLETED, 0, None)}
 
 
 def test_an_abort_ends_an_open_request_and_is_ignored_otherwise() -> None:
@@ -127,6 +169,7 @@ def test_the_horizon_waits_for_its_turn_behind_a_comparison() -> None:
 def failure(world: World, request: RequestId) -> str:
     (result,) = (r for r in results(world) if r.request == request)
     assert isinstance(result.error, BatchTransferFailed)
+    assert result.error.request_id == request
     return result.error.reason
 
 
@@ -147,7 +190,7 @@ def test_a_request_too_many_is_refused_and_a_small_one_is_not() -> None:
         (RequestId(1, 3), 2): (Status.COMPLETED, 2, None),
         (RequestId(1, 4), 4): (Status.COMPLETED, 5, None),
     }
-    assert "(--max-open-requests)" in failure(world, TWO)
+    assert failure(world, TWO).endswith(" already, the limit (--max-open-requests)")
     assert world.told == [], "a setting is exceeded: the record is as the contract has it"
 
 
@@ -156,11 +199,13 @@ def test_an_item_too_large_is_refused_as_soon_as_it_is_known(brings: Split) -> N
     world = World([split(1, 0, b"a"), brings], limits=Limits(item_size=10))
     world.finish()
     assert world.outcomes() == {(ONE, 0): (Status.FAILED, 1, "BatchTransferFailed")}
-    assert "(--max-item-size)" in failure(world, ONE)
+    assert failure(world, ONE).endswith(" the limit is 10 (--max-item-size)")
 
 
-def test_an_item_as_large_as_the_limit_is_taken() -> None:
-    world = World([split(1, 0, b"a" * 10, total=10)], limits=Limits(item_size=10))
+@pytest.mark.parametrize("limit", [10, 0])
+def test_an_item_as_large_as_the_limit_is_taken(limit: int) -> None:
+    log = [split(1, 0, b"a" * limit, total=limit)]
+    world = World(log, limits=Limits(item_size=limit))
     world.finish()
     assert world.outcomes() == {(ONE, 0): (Status.COMPLETED, 0, None)}
 
@@ -172,7 +217,7 @@ def test_gaps_made_on_purpose_end_the_request() -> None:
         world.read()
     world.finish()
     assert world.outcomes() == {(ONE, 0): (Status.FAILED, 3, "BatchTransferFailed")}
-    assert "(--max-gaps)" in failure(world, ONE)
+    assert failure(world, ONE).endswith(" the limit (--max-gaps)")
     closing = World([*spread, split(1, 0, b"xx")], limits=Limits(gaps=3))
     closing.finish()
     assert closing.ledger.open_requests, "a split that closes a gap is welcome"
@@ -239,8 +284,7 @@ def test_an_older_reply_is_accepted_and_the_newest_gets_the_result() -> None:
         split(1, 1, b"b", reply=b"new"),
     )
     accepted, result = world.results
-    assert isinstance(accepted, Accepted)
-    assert (accepted.reply, accepted.index) == (b"old", 7)
+    assert accepted == Accepted(ONE, "group", 7, b"old")
     assert isinstance(result, Result)
     assert result.reply == b"new"
 
@@ -258,6 +302,47 @@ def test_a_new_reply_after_the_end_gets_the_result_once_more(when: str) -> None:
     world.commit()
     world.finish()
     assert [(r.reply, r.repeat) for r in results(world)] == [(b"a", False), (b"b", True)]
+    assert (world.ledger.late_duplicates, world.ledger.held_bytes) == (2, 0)
+
+
+def test_a_request_knows_when_the_log_got_its_first_split_and_the_last_new_bytes() -> None:
+    """By the log's clock: the owner's may have begun long after."""
+    ledger = taken(7)
+    for content in (split(1, 0, b"a"), split(1, 1, b"b"), split(1, 0, b"ab")):
+        record = Record(ledger.position, b"key", b"value", timestamp=1000 + ledger.position)
+        ledger.read(record, content, 0.0)
+    (state,) = ledger.open_requests
+    ledger.compared(state, True, 0.0)
+    assert (state.opened_at, state.grown_at) == (1007, 1008)
+
+
+# ---- the result
+
+
+@pytest.mark.parametrize(("measured", "told"), [(4, 4), (None, 9)])
+def test_a_result_is_what_the_splits_said_and_what_the_verdict_was(
+    measured: int | None, told: int
+) -> None:
+    ledger = taken(7)
+    state = start(ledger, split(1, 0, b"ab", total=9, reply=b"r", labels={"a": "1"}))
+    read(ledger, split(1, 0, b"ab"))
+    ledger.compared(state, True, 0.0)
+    read(ledger, abort(1))
+    phases = [state.phase]
+    error = WriteDataFailed(ONE)
+    target = {"path": "item-1"}
+    verdict = Verdict(Status.FAILED, error, measured, b"\1" * 32, target)
+    ledger.settled(state, verdict, finished_at=77)
+    phases.append(state.phase)
+    batch = ledger.gather()
+    assert batch is not None
+    assert [*phases, state.phase] == [Phase.ENDED, Phase.SETTLED, Phase.PUBLISHING]
+    assert batch.results == [
+        Result(
+            ONE, "item-1", 1, Block.MEM, {"a": "1"}, "group", Status.FAILED, error, told,
+            b"\1" * 32, target, 1, 1, Input("splits", 0, 7, 9), b"r", False, 77,
+        )
+    ]  # fmt: skip
 
 
 # ---- after the end
@@ -274,6 +359,10 @@ def test_late_splits_are_counted_and_a_reused_id_is_a_dead_letter() -> None:
     assert world.ledger.late_duplicates == 2
     assert world.told == [(2, "dead letter"), (3, "dead letter")]
     assert len(results(world)) == 1
+    for letter in world.dead_letters:
+        assert (letter.request, letter.code) == (ONE, "BatchTransferError")
+        assert letter.message.startswith(f"request {ONE}: this request id has ended with another")
+        assert letter.message.endswith("item, version, size or digest")
 
 
 @pytest.mark.parametrize("read_first", [True, False])
@@ -296,19 +385,20 @@ def test_a_digest_that_nobody_declared_is_judged_by_the_verdict_whenever_it_is_r
     assert world.ledger.held_bytes == 0
 
 
-def test_p_stays_below_a_late_split_that_only_the_verdict_can_judge() -> None:
+@pytest.mark.parametrize("last", [split(1, 1, b"b"), split(1, 0, b"ab")], ids=["", "compared"])
+def test_p_stays_below_a_late_split_that_only_the_verdict_can_judge(last: Split) -> None:
     """Above it, a crash would lose the dead letter that it may turn out to be."""
-    log: list[Content] = [split(1, 0, b"a", total=1), split(2, total=0)]
-    world = World([*log, split(1, 0, b"a", total=1, sha256=b"?" * 32)])
-    while world.read():
+    log: list[Content] = [split(1, 0, b"a", total=2), split(2, total=0), last]
+    world = World([*log, split(1, 0, b"a", total=2, sha256=b"?" * 32), poison()])
+    while world.read() or world.compare():
         pass
     world.settle(1)
     assert all((world.begin(), world.commit()))
     assert world.bookmark is not None
-    assert world.bookmark.told == 2
+    assert world.bookmark.told == 3
     world.take()
     world.finish()
-    assert world.told == [(2, "dead letter")]
+    assert sorted(world.told) == [(3, "dead letter"), (4, "dead letter")]
 
 
 def test_beyond_the_horizon_an_id_opens_again() -> None:
@@ -322,6 +412,209 @@ def test_the_ended_set_forgets_what_no_record_can_ask_for() -> None:
     world.log += [split(1000, total=0)]
     world.finish()
     assert len(world.ledger._recorded) <= 12
+
+
+# ---- what was committed before
+
+
+def ended(first: int, last: int, *, reply: bytes | None = None, version: int = 1) -> Result:
+    """The result of request 1, of one byte, as a reader of the results finds it."""
+    (result,) = results(run(split(1, 0, b"a", total=1, version=version)))
+    at = Input("splits", 0, first, last)
+    return replace(result, input=at, reply=reply)
+
+
+def taken(
+    at: int, *committed: Result, horizon: int = 10, told: int = 0, results_end: int = 9
+) -> Ledger:
+    """A partition that is taken at that offset, with its results."""
+    bookmark = Bookmark(at, 0, told or at, horizon)
+    ledger = Ledger("group", "splits", 0, horizon, bookmark, results_end)
+    for offset, result in enumerate(committed):
+        ledger.load(offset, result)
+    return ledger
+
+
+def read(ledger: Ledger, content: Content, value: bytes = b"value") -> list[Decision]:
+    headers: Any = [("h", b"12"), ("none", None)]  # Kafka has headers without a value too
+    record = Record(ledger.position, b"key", value, headers)
+    return ledger.read(record, content, 0.0)
+
+
+def start(ledger: Ledger, first: Split) -> ReceiveState:
+    """The state of the request that this split opens."""
+    read(ledger, first)
+    return ledger.states[first.request]
+
+
+@pytest.mark.parametrize(("at", "known"), [(15, True), (16, False)])
+def test_a_result_is_known_up_to_a_horizon_after_its_end(at: int, known: bool) -> None:
+    ledger = taken(at, ended(0, 5))
+    read(ledger, split(1, 0, b"a", total=2))
+    assert (ledger.late_duplicates, len(ledger.open_requests)) == (0, 0 if known else 1)
+
+
+def test_a_token_that_a_repeat_was_told_is_not_told_again() -> None:
+    repeat = replace(ended(0, 1, reply=b"b"), repeat=True)
+    ledger = taken(5, ended(0, 1, reply=b"a"), repeat)
+    read(ledger, split(1, 0, b"a", reply=b"b"))
+    assert not ledger.has_news
+    read(ledger, split(1, 0, b"a", reply=b"c"))
+    batch = ledger.gather()
+    assert batch is not None
+    (told,) = batch.events
+    assert isinstance(told, Told)
+    assert told == Told(6, replace(repeat, reply=b"c"))
+    assert ledger.bookmark(batch, []).results == 0, "S is where its first result lies"
+
+
+def test_of_two_results_of_an_id_the_later_opening_counts() -> None:
+    ledger = taken(30, ended(0, 20), ended(22, 25, version=2))
+    read(ledger, split(1, 0, b"a", version=2))
+    assert (ledger.late_duplicates, ledger.has_news) == (1, False)
+    read(ledger, split(1, 0, b"a", version=1))
+    assert ledger.has_news, "a reused id"
+
+
+def test_s_is_the_end_of_the_results_when_none_of_them_matters_any_more() -> None:
+    ledger = taken(0, results_end=9)
+    (state,) = (decision.state for decision in read(ledger, split(1, total=0)))
+    ledger.settled(state, Verdict(Status.COMPLETED, None, 0, b"\1" * 32), 0)
+    ends = []
+    for offsets in ([20], []):
+        batch = ledger.gather()
+        assert batch is not None
+        ends.append(ledger.bookmark(batch, offsets).results)
+        ledger.published(batch, offsets)
+        for _ in range(20):
+            read(ledger, poison())
+    assert ends == [20, 21]
+
+
+def test_s_is_the_start_of_the_results_where_nobody_said_how_far_they_go() -> None:
+    ledger = Ledger("group", "splits", 0, 10, Bookmark(0, 0, 0, 10))
+    read(ledger, poison())
+    batch = ledger.gather()
+    assert batch is not None
+    assert ledger.bookmark(batch, []).results == 0
+
+
+def test_where_no_record_was_the_log_was_read_all_the_same() -> None:
+    """Markers of transactions, and what was aborted: W passes them."""
+    ledger = taken(5)
+    positions = []
+    for position in (9, 8):
+        ledger.advance(position)
+        positions.append((ledger.position, ledger.watermark))
+    assert positions == [(9, 9), (9, 9)]
+
+
+def test_a_result_is_news_and_a_moved_w_is_not() -> None:
+    ledger = taken(0)
+    state = start(ledger, split(1, total=0))
+    news = [ledger.has_news]
+    ledger.settled(state, Verdict(Status.COMPLETED, None, 0, b"\1" * 32), 0)
+    news.append(ledger.has_news)
+    batch = ledger.gather()
+    assert batch is not None
+    ledger.published(batch, [9])
+    read(ledger, abort(2))
+    assert [*news, ledger.has_news] == [False, True, False]
+
+
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_after_a_loss_the_next_transaction_commits_w_although_it_did_not_move(at: int) -> None:
+    ledger = taken(at)
+    assert ledger.gather() is None
+    ledger.commit_anew()
+    batch = ledger.gather()
+    assert batch is not None
+    assert (batch.watermark, batch.told, batch.results, batch.events) == (at, at, [], [])
+    ledger.published(batch, [])
+    assert ledger.gather() is None
+
+
+# ---- who only looks on
+
+
+@pytest.mark.parametrize("second", [[], [split(1, 1, b"b")]], ids=["open", "ended"])
+def test_what_is_settled_elsewhere_is_settled_here(second: list[Content]) -> None:
+    onlooker = taken(0)
+    for content in (split(1, 0, b"a", total=2), *second, split(2, 0, b"a"), split(3, 0, b"a")):
+        read(onlooker, content)
+    assert repr(onlooker).endswith(f"open={3 - len(second)} unsettled={len(second)} recorded=0>")
+    onlooker.obey(0, replace(ended(0, 1), size=2))
+    assert repr(onlooker).endswith("open=2 unsettled=0 recorded=1>")
+    assert [state.request for state in onlooker.open_requests] == [TWO, RequestId(1, 3)]
+    assert onlooker.watermark == onlooker.position - 2
+    read(onlooker, split(1, 0, b"a", total=2))
+    assert onlooker.late_duplicates == 1
+
+
+def test_what_waits_for_a_word_that_was_said_elsewhere_is_let_go() -> None:
+    onlooker = taken(0)
+    for content in (split(1, 0, b"a"), split(1, 0, b"a"), split(1, 1, b"b"), split(1, 2, b"c")):
+        read(onlooker, content)
+    assert onlooker.held_bytes
+    onlooker.obey(0, ended(0, 3))
+    assert onlooker.held_bytes == 0
+    batch = onlooker.gather()
+    assert batch is not None
+    assert (batch.told, batch.watermark) == (4, 4)
+
+
+def test_a_result_of_an_earlier_opening_settles_nothing() -> None:
+    onlooker = taken(30)
+    read(onlooker, split(1, 0, b"a", total=2))
+    onlooker.obey(0, ended(5, 8))
+    assert len(onlooker.open_requests) == 1
+    assert onlooker.watermark == 30
+
+
+def test_two_requests_that_an_owner_ended_at_once_are_both_settled() -> None:
+    onlooker = taken(0)
+    for number in (1, 2):
+        read(onlooker, split(number, 0, b"a", total=2))
+    for offset, request in enumerate((ONE, TWO)):
+        onlooker.obey(offset, replace(ended(offset, 1), request=request))
+    assert (onlooker.open_requests, onlooker.watermark) == ([], 2)
+
+
+def test_an_onlooker_forgets_what_no_record_can_ask_for() -> None:
+    onlooker = taken(0)
+    for number in range(100):
+        read(onlooker, poison())
+        onlooker.obey(number, replace(ended(number, number), request=RequestId(1, number)))
+    assert len(onlooker._recorded) <= 12
+
+
+# ---- what is held
+
+
+@pytest.mark.parametrize(
+    ("log", "weight"),
+    [
+        ([split(1, 0, b"a", reply=b"a"), split(1, 1, b"b", reply=b"b")], RECORD_OVERHEAD),
+        ([split(3, 0, b"a", total=1, reply=b"b")], RECORD_OVERHEAD + HEADER_MAX),
+        ([poison()], RECORD_OVERHEAD + 1000 + len("key") + len("h12") + len("none")),
+        ([split(1, 0, b"a"), split(1, 0, b"a"), split(1, 1, b"b")],
+         RECORD_OVERHEAD + 1000 + len("key") + len("h12") + len("none")),
+    ],
+    ids=["accepted", "repeat", "dead letter", "behind a comparison"],
+)  # fmt: skip
+def test_what_is_kept_is_weighed(log: list[Content], weight: int) -> None:
+    ledger = taken(5, replace(ended(0, 1), request=RequestId(1, 3), unique_id="item-3"))
+    for content in log:
+        read(ledger, content, b"v" * 1000)
+    assert ledger.held_bytes == weight
+
+
+@pytest.mark.parametrize(("told", "weight"), [(1, RECORD_OVERHEAD + HEADER_MAX), (2, 0)])
+def test_below_the_previous_owners_p_no_token_weighs(told: int, weight: int) -> None:
+    ledger = taken(0, told=told)
+    read(ledger, split(1, 0, b"a", total=1))
+    read(ledger, split(1, 0, b"a", reply=b"b"))
+    assert ledger.held_bytes == weight
 
 
 # ---- the owner's decisions
@@ -339,6 +632,13 @@ def test_the_owner_gives_up_at_the_last_record_read() -> None:
     assert world.ledger.give_up(state, Status.EXPIRED, error) == []
     world.finish()
     assert world.outcomes() == {(ONE, 0): (Status.EXPIRED, 2, "BatchTransferFailed")}
+
+
+def test_a_request_that_brought_no_byte_is_idle_since_it_opened() -> None:
+    world = World([poison(), split(1, 0, b"", total=9)])
+    world.read(), world.read()
+    assert world.ledger.idle_since(1.0)
+    assert not world.ledger.idle_since(0.9)
 
 
 def test_only_splits_that_add_bytes_count_as_activity() -> None:
@@ -364,6 +664,10 @@ def test_what_follows_an_owners_decision_is_told_only_with_its_result() -> None:
     world.commit()
     world.finish()
     assert world.told == [(1, "dead letter")]
+    world.log.append(poison())
+    world.finish()
+    assert world.bookmark is not None
+    assert world.bookmark.told == 4, "once it is committed, P goes on"
 
 
 def test_what_a_decision_told_of_the_queue_waits_for_its_result() -> None:
@@ -382,16 +686,44 @@ def test_what_a_decision_told_of_the_queue_waits_for_its_result() -> None:
     assert world.told == [(3, "Result b'b'")]
 
 
-def test_giving_up_keeps_the_dead_letters_of_the_queue() -> None:
+def test_giving_up_keeps_the_dead_letters_and_the_tokens_of_the_queue() -> None:
     damaged = InvalidRecord("bad", ONE, 1, damaged=True)
-    world = World([split(1, 0, b"a", total=2), split(1, 0, b"a"), damaged])
+    log: list[Content] = [split(1, 0, b"a", total=2, reply=b"a"), split(1, 0, b"a"), damaged]
+    world = World([*log, split(1, 1, b"b", reply=b"b", index=4), split(1, 1, b"b")])
     while world.read():
         pass
     (state,) = world.ledger.open_requests
     world._carry_out(world.ledger.give_up(state, Status.FAILED, WriteDataFailed(ONE)))
+    assert world.ledger.compared(state, True, 0.0) == [], "it comes too late"
+    world.settle()
+    world.log.append(split(1, 1, b"b", reply=b"c"))
     world.finish()
-    assert world.told == [(2, "dead letter")]
+    assert sorted(world.told) == [(2, "dead letter"), (3, "Accepted b'a'"), (5, "Result b'c'")]
+    (letter,) = world.dead_letters
+    assert (letter.request, letter.code, letter.message) == (ONE, damaged.code, damaged.message)
+    assert Accepted(ONE, "group", 4, b"a") in world.results
+    assert [r.reply for r in results(world)] == [b"b", b"c"]
     assert world.ledger.held_bytes == 0
+
+
+def test_a_late_digest_behind_an_owners_decision_leaves_p_at_the_decision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its verdict is known, but another owner may decide otherwise until the result commits."""
+    monkeypatch.setattr("splitferry_consumer.ledger.RESULTS_IN_A_TRANSACTION", 1)
+    log: list[Content] = [split(1, 0, b"a", total=2), split(2, total=0)]
+    world = World([*log, poison(), split(1, 0, b"a", sha256=b"?" * 32), poison()])
+    world.read(), world.read()
+    (state,) = world.ledger.open_requests
+    world._carry_out(world.ledger.give_up(state, Status.FAILED, WriteDataFailed(ONE)))
+    while world.read():
+        pass
+    world.settle(1), world.settle()  # request 2 before request 1
+    assert world.begin()
+    assert world.batch is not None
+    assert (world.batch.told, world.batch.events) == (2, [])
+    world.finish()
+    assert [offset for offset, _ in world.told] == [2, 4]
 
 
 def test_nothing_is_published_before_p_is_reached_again() -> None:
@@ -467,6 +799,28 @@ def test_tokens_for_a_result_count_for_its_transaction(monkeypatch: pytest.Monke
         world.commit()
     assert most == 2
     assert [r.reply for r in results(world)] == [None, *tokens]
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        [poison(), split(1, total=0, reply=b"a"), poison(), poison()],
+        [split(1, total=0, reply=token) for token in (b"a", b"b", b"c", b"d")],
+    ],
+    ids=["with dead letters", "from P on"],
+)
+def test_tokens_count_beside_everything_else(
+    log: list[Content], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitferry_consumer.ledger.EVENTS_IN_A_TRANSACTION", 2)
+    ledger = taken(0, told=1)
+    state = start(ledger, split(1, total=0))
+    for content in log:
+        read(ledger, content)
+    ledger.settled(state, Verdict(Status.COMPLETED, None, 0, b"\1" * 32), 0)
+    batch = ledger.gather()
+    assert batch is not None
+    assert sorted(event.offset for event in batch.events) == [1, 2]
 
 
 def test_p_never_goes_back_for_tokens_that_its_transaction_leaves_behind(
@@ -599,7 +953,11 @@ def chatter(draw: st.DrawFn) -> list[Content]:
 
 
 seeds = st.integers(0, 2**32).map(random.Random)
-relaxed = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(
+    deadline=None,
+    max_examples=3 * settings().max_examples,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 @relaxed

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import pytest
+from structlog.testing import capture_logs
 
 from memory_transport import DEAD_LETTERS, RESULTS, SPLITS, Fate, Kafka, MemoryTransport, broken
-from splitferry_consumer.bookmark import Bookmark
+from splitferry_consumer.bookmark import Bookmark, TopicIds
 from splitferry_consumer.ledger import Batch, DeadLetter, Ledger
 from splitferry_consumer.publisher import Publisher
 from splitferry_consumer.request import Phase
 from splitferry_consumer.targets import Verdict
-from splitferry_consumer.transport import FateUnknown, Fenced, Record, TooLarge, TransportError
+from splitferry_consumer.transport import (
+    FateUnknown,
+    Fenced,
+    Record,
+    TooLarge,
+    TopicUnusable,
+    TransportError,
+)
 from splitferry_protocol.codec import InvalidRecord, decode_outcome
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Accepted, Result, Split, Status
@@ -22,14 +30,16 @@ CONNECT = "__connect.errors."
 class Desk:
     """A ledger with its publisher; `read` settles what has ended, as proposed."""
 
-    def __init__(self, kafka: Kafka) -> None:
+    def __init__(self, kafka: Kafka, partition: int = 0) -> None:
         self.kafka = kafka
+        self.partition = partition
         self.stubs: dict[int, int] = {}
-        self.ledger = Ledger("group", SPLITS, 0, 100, Bookmark(0, None, 0, None))
+        self.ledger = Ledger("group", SPLITS, partition, 100, Bookmark(0, None, 0, None))
 
-    async def open(self) -> Publisher:
-        writer = await MemoryTransport(self.kafka).writer(0)
-        return Publisher(writer, (SPLITS, 0), RESULTS, DEAD_LETTERS, self.stubs)
+    async def open(self, topics: TopicIds | None = None) -> Publisher:
+        writer = await MemoryTransport(self.kafka).writer(self.partition)
+        source = (SPLITS, self.partition)
+        return Publisher(writer, source, RESULTS, DEAD_LETTERS, self.stubs, topics)
 
     def read(self, content: Split | InvalidRecord, value: bytes = b"value") -> None:
         offset = self.ledger.position
@@ -76,6 +86,24 @@ async def test_results_events_and_the_offset_go_in_one_transaction(desk: Desk) -
     assert desk.kafka.calls == ["writer", "begin", "send", "commit"]
 
 
+async def test_results_and_events_of_a_partition_go_to_the_same_one_of_the_results() -> None:
+    kafka = Kafka(partitions=3)
+    desk = Desk(kafka, partition=2)
+    desk.read(split(1, 0, b"ab", total=2, reply=b"old"))
+    desk.read(split(2, 0, b"a", reply=b"old"))
+    desk.read(split(2, 0, b"", reply=b"new"))
+    await (await desk.open()).publish(desk.ledger, desk.gather())
+    assert len(kafka.committed_records(RESULTS, 2)) == 2
+
+
+async def test_the_commit_says_what_its_offsets_are_offsets_in(desk: Desk) -> None:
+    """A topic that was made anew has other ids, and the next owner sees it."""
+    desk.read(split(1, total=0))
+    publisher = await desk.open(desk.kafka.topics)
+    await publisher.publish(desk.ledger, desk.gather())
+    assert Bookmark.parse(*desk.kafka.offsets[0]).topics == desk.kafka.topics
+
+
 async def test_a_repeat_is_told_with_the_recorded_result(desk: Desk) -> None:
     publisher = await desk.open()
     desk.read(split(1, total=0, reply=b"first"))
@@ -103,12 +131,18 @@ async def test_a_dead_letter_is_the_record_and_why_it_is_one(desk: Desk) -> None
     ]
 
 
-async def test_a_record_without_key_and_value_is_kept_with_an_empty_value(desk: Desk) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [(None, None, b""), (None, b"value", b"value"), (b"key", None, None)],
+)
+async def test_only_a_record_without_key_and_value_is_kept_with_an_empty_value(
+    desk: Desk, key: bytes | None, value: bytes | None, kept: bytes | None
+) -> None:
     publisher = await desk.open()
-    desk.ledger.read(Record(0, None, None), InvalidRecord("no key"), 0.0)
+    desk.ledger.read(Record(0, key, value), InvalidRecord("no key"), 0.0)
     await publisher.publish(desk.ledger, desk.gather())
     (letter,) = desk.kafka.committed_records(DEAD_LETTERS)
-    assert (letter.key, letter.value) == (None, b"")
+    assert (letter.key, letter.value) == (key, kept)
 
 
 async def test_the_offsets_of_dead_letters_say_nothing_about_the_results(desk: Desk) -> None:
@@ -134,9 +168,16 @@ async def test_what_is_too_large_for_the_dead_letters_becomes_a_stub_the_next_ti
     desk.read(InvalidRecord("bad"), b"small")
     desk.read(InvalidRecord("bad"), b"much too large")
     batch = desk.gather()
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLarge), capture_logs() as logs:
         await (await desk.open()).publish(desk.ledger, batch)
     assert desk.stubs == {2: 1}
+    (warning,) = logs
+    assert warning.pop("remedy").startswith("raise its max.message.bytes 64 KiB above")
+    assert warning == {
+        "log_level": "warning",
+        "event": "dead letter too large for its topic, a stub takes its place",
+        "topic": DEAD_LETTERS, "partition": 0, "offset": 2, "size": len(b"much too large"),
+    }  # fmt: skip
     assert isinstance(batch.events[1], DeadLetter)
     # The partition is taken again: another publisher, the same batch.
     await (await desk.open()).publish(desk.ledger, batch)
@@ -144,6 +185,38 @@ async def test_what_is_too_large_for_the_dead_letters_becomes_a_stub_the_next_ti
     assert (small.value, stub.value) == (b"small", b"")
     assert dict(stub.headers)[CONNECT + "offset"] == b"2"
     assert len(desk.outcomes()) == 1, "the refused transaction left no result"
+
+
+@pytest.mark.parametrize(
+    ("refusals", "key", "headers"),
+    [(1, b"a key", ["from"]), (2, None, []), (3, None, [])],
+)
+async def test_a_stub_that_is_too_large_as_well_leaves_key_and_headers_behind(
+    desk: Desk, refusals: int, key: bytes | None, headers: list[str]
+) -> None:
+    desk.read(InvalidRecord("bad"))
+    batch = desk.gather()
+    for _ in range(refusals):
+        desk.kafka.faults["send"].append(TooLarge([0]))
+        with pytest.raises(TooLarge):
+            await (await desk.open()).publish(desk.ledger, batch)
+    await (await desk.open()).publish(desk.ledger, batch)
+    (stub,) = desk.kafka.committed_records(DEAD_LETTERS)
+    assert (stub.key, stub.value) == (key, b"")
+    names = [name for name, _ in stub.headers]
+    assert [name for name in names if not name.startswith(CONNECT)] == headers
+    assert dict(stub.headers)[CONNECT + "exception.message"] == b"bad", "why it is one stays"
+
+
+async def test_a_result_that_its_topic_does_not_take_names_the_remedy(desk: Desk) -> None:
+    """Nothing can take its place, and a dead letter beside it is not at fault."""
+    desk.kafka.size_limits[RESULTS] = 10
+    desk.read(InvalidRecord("bad"))
+    desk.read(split(1, total=0))
+    remedy = r"topic results takes: raise its max\.message\.bytes to 256 KiB or more$"
+    with pytest.raises(TopicUnusable, match=remedy):
+        await (await desk.open()).publish(desk.ledger, desk.gather())
+    assert desk.stubs == {}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from splitferry_consumer.pace import Pace
 from splitferry_consumer.request import Phase, ReceiveState, reuses
 from splitferry_protocol.errors import (
     BatchTransferFailed,
@@ -20,10 +21,10 @@ ONE = RequestId(1, 1)
 
 def received(*splits: Split) -> ReceiveState:
     """The state after `splits`, each of which fits, read a second apart from second 10 on."""
-    state = ReceiveState.opened_by(splits[0], 7, 10.0)
+    state = ReceiveState.opened_by(splits[0], 7, 10.0, 1000)
     for second, content in enumerate(splits):
         assert state.contradiction(content) is None
-        state.take_in(content, 10.0 + second)
+        state.take_in(content, 10.0 + second, 1000 + second)
     return state
 
 
@@ -38,14 +39,17 @@ def result(**changes: Any) -> Result:
 
 
 def test_the_first_split_opens_a_request_without_being_counted() -> None:
-    state = ReceiveState.opened_by(split(1, 0, b"ab", total=4, version=3), 7, 10.0)
+    facts: dict[str, Any] = {"total": 4, "sha256": b"a" * 32, "labels": {"a": "1"}}
+    state = ReceiveState.opened_by(split(1, 0, b"ab", version=3, **facts), 7, 10.0, 1000)
     assert (state.request, state.first, state.unique_id, state.version, state.block) == (
         ONE, 7, "item-1", 3, Block.MEM,
     )  # fmt: skip
     assert (state.phase, state.splits, state.coverage.size, state.active_at) == (
         Phase.OPEN, 0, 0, 10.0,
     )  # fmt: skip
-    assert state.total == 4, "a result that fails at once tells it too"
+    assert (state.opened_at, state.grown_at) == (1000, 1000)
+    told = {name: getattr(state, name) for name in facts}
+    assert told == facts, "a result that fails at once tells them too"
     assert not state.complete
 
 
@@ -72,6 +76,7 @@ def test_a_split_that_disagrees_is_told_by_its_kind_and_field(
     found = state.contradiction(later)
     if isinstance(error, str):
         assert isinstance(found, BatchTransferFailed)
+        assert found.request_id == ONE
         assert found.reason.endswith(f"differs in {error}")
     else:
         assert type(found) is type(error)
@@ -82,14 +87,16 @@ def test_a_split_that_disagrees_is_told_by_its_kind_and_field(
 
 def test_the_first_split_can_contradict_itself() -> None:
     alone = split(1, 3, b"abc", total=5)
-    found = ReceiveState.opened_by(alone, 7, 0).contradiction(alone)
+    found = ReceiveState.opened_by(alone, 7, 0, 0).contradiction(alone)
     assert isinstance(found, SplitTaskFailed)
+    assert found.message.endswith("bytes 3 to 6 lie outside the item of 5 bytes")
 
 
 def test_a_late_total_below_what_is_there_is_a_contradiction() -> None:
     state = received(split(1, 0, b"abcd"))
     found = state.contradiction(split(1, 0, b"a", total=3, index=2))
     assert isinstance(found, BatchTransferFailed)
+    assert found.request_id == ONE
     assert "split 2 says 3 bytes in all" in found.reason
     assert "bytes up to 4" in found.reason
 
@@ -121,13 +128,18 @@ def test_only_a_split_that_adds_bytes_counts_as_activity() -> None:
         split(1, 1, b"bcd"),  # all there
     )
     assert (state.splits, state.duplicates, state.active_at) == (2, 3, 12.0)
+    assert state.grown_at == 1002
+    pace = Pace()
+    for size, moment in ((3, 10.0), (1, 12.0)):
+        pace.add(size, moment)
+    assert state.pace.rate(14.0) == pace.rate(14.0), "its rate is that of new bytes"
 
 
 def test_an_empty_item_has_one_split_and_then_duplicates() -> None:
     state = received(split(1, total=0))
     assert (state.splits, state.duplicates) == (1, 0)
     assert state.complete
-    state.take_in(split(1, total=0), 11.0)
+    state.take_in(split(1, total=0), 11.0, 1001)
     assert (state.splits, state.duplicates, state.active_at) == (1, 1, 10.0)
 
 
@@ -135,7 +147,7 @@ def test_a_request_is_complete_when_the_last_gap_is_closed_and_the_total_known()
     state = received(split(1, 0, b"ab"), split(1, 3, b"d"))
     seen = [state.complete]
     for later in (split(1, 2, b"c"), split(1, 4, total=4)):
-        state.take_in(later, 12.0)
+        state.take_in(later, 12.0, 1002)
         seen.append(state.complete)
     assert seen == [False, False, True], "at first nobody has said how long it is"
 

@@ -94,6 +94,7 @@ class World:
         self.results: list[Result | Accepted] = []
         self.told: list[tuple[int, str]] = []
         """(offset, kind) of everything told besides results."""
+        self.dead_letters: list[DeadLetter] = []
         self.bookmark: Bookmark | None = None
         self.items: dict[RequestId, list[bytes]] = {}
         """Bytes of completed requests, as announced."""
@@ -201,6 +202,8 @@ class World:
             if isinstance(event, Told):
                 kind = f"{type(event.event).__name__} {event.event.reply!r}"
                 self.results.append(event.event)
+            else:
+                self.dead_letters.append(event)
             assert (event.offset, kind) not in self.told, f"told twice: {kind} at {event.offset}"
             self.told.append((event.offset, kind))
 

@@ -41,7 +41,7 @@ class Coverage:
         # Chunks first..after-1 overlap or touch the new range; where none does, it goes to a
         # neighbour.
         first = bisect_left(self._chunks, start, key=_last)
-        after = bisect_right(self._chunks, end, first, key=_first)
+        after = bisect_right(self._chunks, end, key=_first)
         if first == after:
             first = max(0, first - 1)
             after = first + 1
@@ -65,7 +65,7 @@ class Coverage:
     def covered(self, start: int, end: int) -> list[Range]:
         """The parts of [start, end) that are there, in order."""
         first = bisect_right(self._chunks, start, key=_last)
-        after = bisect_left(self._chunks, end, first, key=_first)
+        after = bisect_left(self._chunks, end, key=_first)
         found: list[Range] = []
         for edges in self._chunks[first:after]:
             left = bisect_right(edges, start) & ~1
@@ -117,7 +117,7 @@ class Coverage:
             if before < start:
                 gaps.append((before, start))
             before = end
-        if len(self) <= most and (total is None or before < total):
+        if total is None or before < total:
             gaps.append((before, total))
         return gaps[:most]
 

@@ -293,7 +293,7 @@ class Ledger:
     def compared(self, state: ReceiveState, same: bool, now: float) -> list[Decision]:
         """The comparison that `WriteSplit` asked for. Nothing happens if the request has ended."""
         arrival = state.comparing
-        if state.phase is not Phase.OPEN or arrival is None:
+        if arrival is None:
             return []
         assert isinstance(arrival.content, Split)
         split = arrival.content
@@ -497,7 +497,6 @@ class Ledger:
         """
         assert state.phase is Phase.ENDED, state.phase
         state.phase = Phase.SETTLED
-        state.status = verdict.status
         state.result = Result(
             request=state.request,
             unique_id=state.unique_id,
@@ -518,11 +517,10 @@ class Ledger:
             finished_at=finished_at,
         )
         self._ready.append(state)
-        if state.waiting:
-            if not state.by_owner:
-                del self._holding[state]
-            for _ in self._catch_up(state, 0):
-                raise AssertionError("a record read after the end decides nothing")
+        if state.waiting and not state.by_owner:
+            del self._holding[state]
+        while state.waiting:
+            self._after_end(state, self._resume(state))
 
     def _after_end(self, state: ReceiveState, arrival: Arrival) -> None:
         """A record of a request that has ended, with its result not committed."""
@@ -596,9 +594,7 @@ class Ledger:
         count the same things twice.
         """
         assert self._publishing is None
-        # Those that keep P back go first: among the last they could keep it back for ever.
-        first = sorted(self._ready, key=lambda state: not state.by_owner)
-        states = first[:RESULTS_IN_A_TRANSACTION]
+        states = self._ready[:RESULTS_IN_A_TRANSACTION]
         leaving = set(states)
         if not self.may_publish:
             return None
@@ -624,9 +620,9 @@ class Ledger:
         # What was told of a request up to its end must not stay behind its result, also above P:
         # the next owner finds the request in the ended set, and passes over its records up to
         # *e*. For the same reason it cannot be told twice.
-        ends = {state.request: state.last for state in states}
+        ends: dict[RequestId | None, int] = {state.request: state.last for state in states}
         for event in self._events:
-            last = -1 if event.request is None else ends.get(event.request, -1)
+            last = ends.get(event.request, -1)
             goes = event.offset < told or event.offset <= last
             (events if goes else kept).append(event)
         for state in states:
@@ -641,7 +637,7 @@ class Ledger:
         if not states and not events and watermark == self.committed[0]:
             return None
         self._events = kept
-        self._ready = first[RESULTS_IN_A_TRANSACTION:]
+        self._ready = self._ready[RESULTS_IN_A_TRANSACTION:]
         for state in states:
             state.phase = Phase.PUBLISHING
         self._forget(watermark)

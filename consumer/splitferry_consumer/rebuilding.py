@@ -599,7 +599,6 @@ class _Reading:
     def _settled(self, state: ReceiveState, verdict: Verdict) -> None:
         known, number = self._known.pop(state), self._log.number
         if not self._unasked(state, known):
-            # The ledger then takes the verdict for how the request has ended.
             report = ended(number, state, verdict, known, self._log.horizon, self._lost)
             self._tell(report, known)
         self._ledger.settled(state, verdict, 0)

@@ -44,7 +44,8 @@ class Arrival(NamedTuple):
     @property
     def timestamp(self) -> int:
         """Of the record, Unix time in ms."""
-        return 0 if self.record is None else self.record.timestamp
+        assert self.record is not None
+        return self.record.timestamp
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +77,7 @@ class ReceiveState:
 
     comparing: Arrival | None = None
     """A split over bytes that are there already, whose comparison is under way. What arrives
-    meanwhile waits, because decisions of one request apply in offset order."""
+    meanwhile waits, because decisions of one request apply in offset order. None once it ended."""
     waiting: deque[Arrival] = field(default_factory=deque)
     """Behind a comparison; after the end, from the first that only the verdict can judge."""
 
@@ -87,13 +88,14 @@ class ReceiveState:
     """Ended by the owner's decision and not by a record: another owner may decide otherwise
     until the result is committed."""
     status: Status = Status.COMPLETED
+    """How it ended by the log or the owner, like `error`; the target's verdict is in `result`."""
     error: WsDataError | None = None
     result: Result | None = None
     repeats: list[tuple[int, bytes]] = field(default_factory=list)
     """Tokens read after the end, with their offsets: owed the result once more."""
 
     @classmethod
-    def opened_by(cls, split: Split, offset: int, now: float, timestamp: int = 0) -> ReceiveState:
+    def opened_by(cls, split: Split, offset: int, now: float, timestamp: int) -> ReceiveState:
         """`timestamp` is the record's, Unix time in ms."""
         return cls(
             split.request,
@@ -143,7 +145,7 @@ class ReceiveState:
             )
         return None
 
-    def take_in(self, split: Split, now: float, timestamp: int = 0) -> None:
+    def take_in(self, split: Split, now: float, timestamp: int) -> None:
         """The split fits: count it and its bytes. `timestamp` is the record's."""
         self.total = self.total if split.total is None else split.total
         self.sha256 = self.sha256 or split.sha256
