@@ -5,7 +5,7 @@ ARGS ?=
 MINUTES ?= 10
 BIN := $(VENV)/bin
 
-.PHONY: help demo test drill docs dist soak model guards fuzz bench screenshots clean
+.PHONY: help demo test drill docs dist soak model guards mutants fuzz bench screenshots clean
 
 help:
 	@echo 'make demo [ARGS="PATH…"]   send files through a real Kafka, receive and compare them'
@@ -16,6 +16,7 @@ help:
 	@echo 'make soak [MINUTES=10]     all faults mixed, from a seed (ARGS="--seed N")'
 	@echo 'make model [ARGS="WORLD…"]  explore small worlds in every order of events'
 	@echo 'make guards [ARGS="WORD…"]  take each guard out of a copy and see its test go red'
+	@echo 'make mutants ARGS="NAME"   change a module in many small ways, and see each noticed'
 	@echo 'make fuzz [ARGS="--seed N"]  a million inputs for the codec, 100,000 for the whole intake'
 	@echo 'make bench [ARGS="NAME…"]  all benchmarks, some 25 minutes, and the page of their figures'
 	@echo 'make screenshots           pictures of the live page during a real transfer'
@@ -53,6 +54,9 @@ model: $(VENV)/.installed-dev
 guards: $(VENV)/.installed-dev
 	$(BIN)/python tests/guards/run.py $(ARGS)
 
+mutants: $(VENV)/.installed-mutants
+	$(BIN)/python tests/mutants/run.py $(ARGS)
+
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python tests/fuzz/codec.py --runs 1000000 $(ARGS)
 	$(BIN)/python tests/fuzz/intake.py --runs 100000 $(ARGS)
@@ -86,6 +90,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 $(VENV)/.installed-dist: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group dist
+	@touch $@
+
+$(VENV)/.installed-mutants: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group mutants
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
