@@ -9,21 +9,25 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from small_disk import can_mount
 from splitferry_consumer import catalogue
@@ -1095,3 +1099,179 @@ def test_directories_that_cannot_be_synced_cost_no_descriptors(
         assert len(os.listdir("/proc/self/fd")) == len(before)
     target._sweep()
     target.close()
+
+
+# A catalogue, a root, directories that somebody takes away
+
+
+def heard(logs: list[MutableMapping[str, Any]]) -> list[str]:
+    return [entry["event"] for entry in logs]
+
+
+async def test_a_damaged_catalogue_heals_and_each_time_is_told_once(
+    target: FileTarget, root: Path
+) -> None:
+    """Nothing is decided without the versions held; with them back it goes on, as before."""
+    await publish(target, item(version=2), b"bytes")
+    path = root / ".splitferry/catalog.db"
+    sound = path.read_bytes()
+    for sequence in (2, 3):
+        incoming = await received(target, item(version=1, sequence=sequence), b"older")
+        path.write_bytes(b"\xff" * len(sound))
+        with capture_logs() as logs:
+            for _ in range(2):
+                with pytest.raises(OSError, match=r"damaged .*restore it from a backup") as failed:
+                    await incoming.settle(completed(b"older"))
+                assert failed.value.errno == errno.EIO
+            assert heard(logs) == ["catalogue unusable"]
+        path.write_bytes(sound)
+        path.with_name("catalog.db-journal").unlink(missing_ok=True)
+        with capture_logs() as logs:
+            for _ in range(2):
+                verdict = await incoming.settle(completed(b"older"))
+                assert isinstance(verdict.error, VersionMismatch)
+                await target.sweep()
+            assert heard(logs) == ["catalogue usable again"]
+    assert (root / "item").read_bytes() == b"bytes"
+
+
+async def test_that_versions_are_not_known_is_told_where_there_are_files(
+    root: Path, tmp_path: Path
+) -> None:
+    with capture_logs() as logs:
+        target = await FileTarget.open(root)
+        await publish(target, item(version=2), b"bytes")
+        for suffix in ("", "-journal"):
+            (root / f".splitferry/catalog.db{suffix}").unlink()
+        assert heard(logs) == []
+        with pytest.raises(OSError, match="deleted or moved"):
+            await publish(target, item("other", sequence=2), b"bytes")
+        assert (await publish(target, item("other", sequence=2), b"bytes")).status == "completed"
+        assert heard(logs) == ["no catalogue"]
+        await asyncio.to_thread(target.close)
+        again = await FileTarget.open(root)
+        assert heard(logs) == ["no catalogue"]
+        await asyncio.to_thread(again.close)
+
+
+async def test_our_directories_are_made_anew(target: FileTarget, root: Path) -> None:
+    """What was on its way in is received again; what comes now goes its usual way."""
+    lost = await received(target, item(), b"bytes")
+    before = target.owner.name
+    shutil.rmtree(root / ".splitferry/incoming")
+    with pytest.raises(Condemned):
+        await lost.settle(completed(b"bytes"))
+    await target.in_thread(lost.discard)
+    await target.sweep()
+    assert target.owner.name != before
+    assert os.listdir(root / ".splitferry/incoming") == [target.owner.name]
+    assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
+    assert (temporaries(root), target.held) == ([], 0)
+    kept = target.owner.name
+    await target.sweep()
+    assert target.owner.name == kept
+
+
+async def test_a_root_that_was_removed_is_used_again_when_it_is_back(root: Path) -> None:
+    target = await FileTarget.open(root)
+    shutil.rmtree(root)
+    with capture_logs() as logs:
+        await target.sweep()
+    assert "make it, or put it back" in logs[0]["reason"]
+    with pytest.raises(OSError, match="No such file"):
+        await publish(target, item(), b"bytes")
+    root.mkdir()
+    await target.sweep()
+    with pytest.raises(OSError, match="deleted or moved"):
+        await publish(target, item(), b"bytes")
+    assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b"bytes"
+    await asyncio.to_thread(target.close)
+
+
+async def test_a_root_that_was_moved_is_waited_for(root: Path) -> None:
+    """What stands at its path now is not it: bytes go to neither."""
+    target = await FileTarget.open(root)
+    incoming = await received(target, item(), b"bytes")
+    moved = root.with_name("moved")
+    root.rename(moved)
+    root.mkdir()
+    (root / ".splitferry").mkdir()
+    for cause in ("deleted or moved", "not the directory that it was"):
+        with pytest.raises(OSError, match=cause):
+            await incoming.settle(completed(b"bytes"))
+        await target.sweep()
+    assert os.listdir(root) == [".splitferry"]
+    shutil.rmtree(root)
+    moved.rename(root)
+    assert (await incoming.settle(completed(b"bytes"))).status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b"bytes"
+    await asyncio.to_thread(target.close)
+
+
+# Limits
+
+
+async def test_files_wait_for_others_when_as_many_are_open_as_may_be(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue and the connections need some, too; one file at a time always goes."""
+    for limit, together in ((162, 2), (3, 1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, 2**20))
+        files = [
+            await received(target, item(f"{limit}-{n}", sequence=n), b"x") for n in range(together)
+        ]
+        late = target.begin(item("late"))
+        with pytest.raises(OSError, match="ulimit -n") as failed:
+            await target.in_thread(lambda: late.write_at(0, b"x"))  # noqa: B023
+        assert failed.value.errno == errno.EMFILE
+        await target.in_thread(files[0].discard)
+        await target.in_thread(lambda: late.write_at(0, b"x"))  # noqa: B023
+        for one in (late, *files[1:]):
+            await target.in_thread(one.discard)
+
+
+async def test_a_file_that_cannot_be_opened_takes_no_descriptor(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (161, 161))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda *_, **__: failing(errno.EIO)())
+        with pytest.raises(OSError, match="Input/output"):
+            await received(target, item(), b"x")
+    assert (await publish(target, item(), b"x")).status is Status.COMPLETED
+
+
+async def test_the_quota_and_the_reserve_may_be_met_exactly(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await FileTarget.open(root, quota=3 * 4096, disk_reserve=4096)
+    space = os.statvfs(root)
+    free = SimpleNamespace(f_bavail=2, f_frsize=4096, f_bfree=space.f_bfree)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: free)
+    first = target.begin(item())
+    await target.in_thread(lambda: first.write_at(0, bytes(4096)))
+    assert target.held == 4096
+    second = target.begin(item("b", sequence=2))
+    free.f_bavail = 1
+    with pytest.raises(OSError, match="make room"):
+        await target.in_thread(lambda: second.write_at(0, b"x"))
+    free.f_bavail = 100
+    await target.in_thread(lambda: second.write_at(0, bytes(8192)))
+    third = target.begin(item("c", sequence=3))
+    with pytest.raises(Refused, match="quota"):
+        await target.in_thread(lambda: third.write_at(0, b"x"))
+    assert (await second.settle(completed(bytes(8192)))).status is Status.COMPLETED
+    assert (await first.settle(completed(bytes(4096)))).status is Status.COMPLETED
+    assert (target.settling.published, target.held) == (3 * 4096, 0)
+    await asyncio.to_thread(target.close)
+
+
+async def test_a_published_file_that_cannot_be_read_is_not_verified(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(target, item(), b"bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", failing(errno.EIO))
+        assert await target.verified("item") is None
+    assert await target.verified("item") is not None
