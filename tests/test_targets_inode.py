@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from splitferry_consumer.targets import inode
 from splitferry_consumer.targets.inode import OFFSET_MAX, STEP, WRITE_BACK, Inode
 
 PAGE = 4096
@@ -194,5 +193,5 @@ def test_a_hint_that_is_not_taken_does_no_harm(
 
     monkeypatch.setattr(os, "posix_fadvise", ill)
     opened.write_out()
-    monkeypatch.delattr(inode.os, "posix_fadvise")
+    monkeypatch.delattr(os, "posix_fadvise")
     opened.write_out()

@@ -54,18 +54,17 @@ def open_directory(name: str, parent: int, create_mode: int | None = None) -> in
     Raises:
         OSError: among others ENOTDIR for a file or a symbolic link.
     """
-    made = False
+    made: int | None = None
     if create_mode is not None:
         with suppress(FileExistsError):
             os.mkdir(name, create_mode, dir_fd=parent)
-            made = True
+            made = create_mode
     directory = os.open(name, DIRECTORY, dir_fd=parent)
-    if made and create_mode is not None:
+    if made is not None:
         try:
-            found = os.fstat(directory).st_mode
-            if found & 0o777 != create_mode:  # The umask has taken some away.
-                # With the set-group-ID bit of its parent would go the group of its files.
-                os.fchmod(directory, create_mode | found & stat.S_ISGID)
+            # The umask may have taken some away. With the set-group-ID bit of its parent would go
+            # the group of its files.
+            os.fchmod(directory, made | os.fstat(directory).st_mode & stat.S_ISGID)
         except BaseException:
             os.close(directory)
             raise
