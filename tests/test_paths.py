@@ -7,8 +7,8 @@ import hashlib
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -216,10 +216,10 @@ def test_names_that_are_folded_are_found_by_trying(
     above: int, root: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     look = os.stat
-    fold = {
-        "case": str.casefold,
-        "composition": partial(unicodedata.normalize, "NFC"),
-        "not at all": str,
+    fold: Callable[[str], str] = {
+        "case": lambda name: name.casefold(),
+        "composition": lambda name: unicodedata.normalize("NFC", name),
+        "not at all": lambda name: name,
     }[how]
 
     def folding(name: str, *, dir_fd: int) -> os.stat_result:
@@ -244,3 +244,18 @@ def test_whether_a_path_leads_to_a_directory(above: int, root: Path) -> None:
     for other in (".", "none", "file/below"):
         assert not leads_to(other, directory, above)
     os.close(directory)
+
+
+def test_nothing_is_left_open(tree: Tree, root: Path, source: int) -> None:
+    (root / "file").write_bytes(b"")
+    (root / "a/b/c").mkdir(parents=True)
+    before = os.listdir("/proc/self/fd")
+    tree.check("a/b/c/d")
+    tree.check("a/none/c/d")
+    for path in ("a/b/c", "file/a/b", "a/b/c/d/" + "n" * 255 + "/" + "n" * 255):
+        with suppress(Obstructed):
+            tree.place("0", source, path)
+    assert set(tree.sync(["a/b/c/d", "a/b/none/e"])) == {"a/b/none/e"}
+    assert not tree.holds("a/b/c", 0, b"")
+    assert not tree.holds("a/b/none", 0, b"")
+    assert len(os.listdir("/proc/self/fd")) == len(before)

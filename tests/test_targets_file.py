@@ -822,7 +822,7 @@ async def test_a_locked_catalogue_heals(root: Path, monkeypatch: pytest.MonkeyPa
     )
     assert locker.stdout is not None
     assert await locker.stdout.readline() == b"locked\n"
-    with pytest.raises(OSError, match="locked"):
+    with pytest.raises(OSError, match=f"locked by process {locker.pid}"):
         await incoming.settle(completed(b"bytes"))
     assert not (root / "item").exists()
     await locker.communicate(b"")
