@@ -76,6 +76,10 @@ def temporaries(root: Path) -> list[str]:
     return [path.name for path in incoming.glob("*/*") if path.name != "lock"]
 
 
+def heard(logs: list[MutableMapping[str, Any]]) -> list[str]:
+    return [entry["event"] for entry in logs]
+
+
 @contextmanager
 def fast_root() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=FAST) as folder:
@@ -860,6 +864,10 @@ async def test_the_files_of_the_living_stay_and_those_of_the_dead_go(root: Path)
     fcntl.flock(other.owner.lock, fcntl.LOCK_UN)
     await target.sweep()
     assert len(temporaries(root)) == 1
+    fcntl.flock(target.owner.lock, fcntl.LOCK_UN)
+    third = await FileTarget.open(root)
+    assert os.listdir(root / ".splitferry/incoming") == [third.owner.name]
+    await asyncio.to_thread(third.close)
     await asyncio.to_thread(target.close)
     assert [path.name for path in (root / ".splitferry/incoming").iterdir()] == []
     await asyncio.to_thread(other.close)
@@ -1101,11 +1109,101 @@ def test_directories_that_cannot_be_synced_cost_no_descriptors(
     target.close()
 
 
+# What is held open, and what is made durable at the start
+
+
+def test_our_directories_are_durable_before_anything_is_in_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    target = FileTarget(root)
+    assert synced == ["incoming", ".splitferry", "root"]
+    target.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+async def test_nothing_stays_open(root: Path) -> None:
+    """Not after the end, not after a start that failed, not after our directories came anew."""
+    before = os.listdir("/proc/self/fd")
+
+    def come_and_go() -> None:
+        target = FileTarget(root)
+        incoming = target.begin(item())
+        incoming.write_at(0, b"bytes")
+        target.settling.run(lambda: target.settling.published)
+        held = len(os.listdir("/proc/self/fd"))
+        incoming.discard()
+        shutil.rmtree(root / ".splitferry/incoming")
+        target._sweep()
+        assert len(os.listdir("/proc/self/fd")) == held - 1
+        target.close()
+        catalog = root / ".splitferry/catalog.db"
+        catalog.write_bytes(b"no database" * 1000)
+        with pytest.raises(TargetUnusable):
+            FileTarget(root)
+
+    await asyncio.to_thread(come_and_go)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert [one.name for one in threading.enumerate() if one.name.startswith("catalogue")] == []
+
+
+async def test_a_closed_target_takes_nothing(root: Path) -> None:
+    """Its descriptors may be somebody else's by now."""
+    target = await FileTarget.open(root)
+    begun = await received(target, item(), b"bytes")
+    await asyncio.to_thread(target.close)
+    for one in (begun, target.begin(item("other", sequence=2))):
+        with pytest.raises(Condemned):
+            await target.in_thread(lambda: one.write_at(0, b"bytes"))  # noqa: B023
+        await target.in_thread(one.discard)
+    await target.sweep()
+    assert target.held == 0
+
+
+async def test_what_waits_when_the_target_closes_is_not_settled_any_more(root: Path) -> None:
+    """Its file goes with our directory, so no row may come to name it."""
+    target = await FileTarget.open(root)
+    incoming = await received(target, item(), b"bytes")
+    gate = threading.Event()
+    target.settling.submit(lambda: assert_set(gate))
+    closing = asyncio.create_task(asyncio.to_thread(target.close))
+    while not target.closed:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
+    settling = asyncio.ensure_future(target.settling.settle(item(), completed(b"bytes"), incoming))
+    while not target.settling._waiting:
+        await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(Condemned, match="closed"):
+        await settling
+    await closing
+    assert not (root / "item").exists()
+
+
+async def test_files_that_cannot_be_removed_at_the_end_are_swept_by_the_next(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await FileTarget.open(root)
+    await received(target, item(), b"bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", lambda *_, **__: failing(errno.EIO)())
+        with capture_logs() as logs:
+            await asyncio.to_thread(target.close)
+    assert heard(logs) == ["temporary files stay behind"]
+    assert len(temporaries(root)) == 1
+    again = await FileTarget.open(root)
+    assert temporaries(root) == []
+    await asyncio.to_thread(again.close)
+
+
 # A catalogue, a root, directories that somebody takes away
-
-
-def heard(logs: list[MutableMapping[str, Any]]) -> list[str]:
-    return [entry["event"] for entry in logs]
 
 
 async def test_a_damaged_catalogue_heals_and_each_time_is_told_once(
