@@ -32,7 +32,7 @@ from structlog.testing import capture_logs
 from small_disk import can_mount
 from splitferry_consumer import catalogue
 from splitferry_consumer.targets import Condemned, Item, Refused, Taken, TargetUnusable, Verdict
-from splitferry_consumer.targets.file import FileIncoming, FileTarget
+from splitferry_consumer.targets.file import SMALL, FileIncoming, FileTarget
 from splitferry_consumer.targets.owner import Owner
 from splitferry_protocol.errors import (
     BatchTransferFailed,
@@ -1203,6 +1203,77 @@ async def test_files_that_cannot_be_removed_at_the_end_are_swept_by_the_next(
     await asyncio.to_thread(again.close)
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_a_temporary_file_that_could_not_be_removed_is_swept(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch, sealed: bool
+) -> None:
+    """Sealed, a row may name it, and the catalogue is asked first."""
+    dropped, kept = [await received(target, item(f"{n}", 1, n), b"bytes") for n in range(2)]
+    if sealed:
+        await target.in_thread(lambda: dropped.take(b"bytes", completed(b"bytes")))
+        await target.in_thread(dropped.seal)
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(os, "unlink", lambda *_, **__: failing(errno.EIO)())
+        await target.in_thread(dropped.discard)
+        await caught_up(target)
+    assert heard(logs) == ["a temporary file stays"]
+    assert len(temporaries(root)) == 2
+    await target.sweep()
+    assert temporaries(root) == [os.path.basename(kept.temporary)]
+    assert target._left == set()
+    await target.in_thread(kept.discard)
+    assert (temporaries(root), target.held) == ([], 0)
+
+
+async def test_one_directory_that_cannot_be_cleared_leaves_the_others(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = await FileTarget.open(root)
+    await received(dead, item(), b"bytes")
+    fcntl.flock(dead.owner.lock, fcntl.LOCK_UN)
+    (root / ".splitferry/incoming/strange").write_bytes(b"")
+    order = ["strange", target.owner.name, dead.owner.name]
+    listed = os.listdir
+
+    def in_order(directory: int) -> list[str]:
+        return sorted(listed(directory), key=lambda name: name in order and order.index(name))
+
+    monkeypatch.setattr(os, "listdir", in_order)
+    with capture_logs() as logs:
+        await target.sweep()
+    assert [(entry["event"], entry["owner"]) for entry in logs] == [("could not clear", "strange")]
+    assert temporaries(root) == []
+    await asyncio.to_thread(dead.close)
+
+
+async def test_what_is_large_is_synced_where_it_holds_up_nobody(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue's thread settles for all; only what is small is synced there, together."""
+    threads: dict[str, str] = {}
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        threads.setdefault(name, threading.current_thread().name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    await publish(target, item("small", 1, 1), bytes(SMALL))
+    await publish(target, item("large", 1, 2), bytes(SMALL + 1))
+    assert threads["0"].startswith("catalogue")
+    assert not threads["1"].startswith("catalogue")
+
+
+async def test_sealed_bytes_that_no_row_names_go_at_once(target: FileTarget, root: Path) -> None:
+    incoming = await received(target, item(), b"bytes")
+    await target.in_thread(lambda: incoming.take(b"bytes", completed(b"bytes")))
+    await target.in_thread(incoming.seal)
+    await target.in_thread(incoming.discard)
+    await caught_up(target)
+    assert (temporaries(root), target.held) == ([], 0)
+
+
 # A catalogue, a root, directories that somebody takes away
 
 
@@ -1262,6 +1333,7 @@ async def test_our_directories_are_made_anew(target: FileTarget, root: Path) -> 
     await target.in_thread(lost.discard)
     await target.sweep()
     assert target.owner.name != before
+    assert not os.get_inheritable(target.incoming)
     assert os.listdir(root / ".splitferry/incoming") == [target.owner.name]
     assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
     assert (temporaries(root), target.held) == ([], 0)
