@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -214,13 +215,106 @@ def test_it_is_the_same_when_opened_again(tmp_path: Path) -> None:
     db.close()
 
 
+def test_whether_it_was_made(tmp_path: Path) -> None:
+    for made in (True, False):
+        catalogue = Catalogue(str(tmp_path / "catalog.db"))
+        assert catalogue.made is made
+        catalogue.close()
+
+
+def test_one_that_another_process_makes_at_the_same_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, look = str(tmp_path / "catalog.db"), Catalogue._is_ours
+    others: list[Catalogue] = []
+
+    def late(self: Catalogue) -> bool:
+        found = look(self)
+        monkeypatch.setattr(Catalogue, "_is_ours", look)
+        others.append(Catalogue(path))
+        return found
+
+    monkeypatch.setattr(Catalogue, "_is_ours", late)
+    catalogue = Catalogue(path)
+    assert [one.made for one in (catalogue, *others)] == [False, True]
+    publish(catalogue, item())
+    for one in (catalogue, *others):
+        one.close()
+
+
+def test_its_journal_stays_and_stays_small(tmp_path: Path) -> None:
+    catalogue = Catalogue(str(tmp_path / "catalog.db"))
+    journal, failed = tmp_path / "catalog.db-journal", BatchTransferFailed(REQUEST, "x")
+    many = [item(1, n, f"{n:0200}") for n in range(8000)]
+    with catalogue.transaction():
+        catalogue.decide(
+            [Proposal(one, Verdict(Status.FAILED, failed), None) for one in many], None
+        )
+    with catalogue.transaction():
+        catalogue.passed("g", "splits", 0, len(many))
+        assert journal.stat().st_size > 2**20
+    assert 0 < journal.stat().st_size <= 2**20
+    catalogue.close()
+
+
+def test_whoever_shares_a_folding_root_keeps_its_index(tmp_path: Path) -> None:
+    path = str(tmp_path / "catalog.db")
+    folding, exact = Catalogue(path, folding=True), Catalogue(path)
+    publish(exact, item(unique_id="a"))
+    assert decide(folding, item(2, 2, "A"), completed()).verdict.status is Status.FAILED
+    for one in (folding, exact):
+        one.close()
+
+
+def test_one_that_is_of_no_use_is_left_closed(tmp_path: Path) -> None:
+    """Whatever else a process has open of it loses its locks by a close of ours."""
+    path = tmp_path / "catalog.db"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE other (name)")
+    database.close()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(TargetUnusable, match="no catalogue") as refused:
+        Catalogue(str(path))
+    assert len(os.listdir("/proc/self/fd")) == len(before), refused
+
+
+@pytest.mark.parametrize(
+    ("schema", "tables", "cause"),
+    [
+        (0, ["items"], "no catalogue"),
+        (1, [], "no catalogue"),
+        (1, ["items", "verdicts"], "no catalogue"),
+        (2, ["items", "totals"], "no catalogue"),
+        (2, ["verdicts"], "newer splitferry"),
+    ],
+)
+def test_what_is_no_catalogue_of_this_version_is_left_as_it_is(
+    tmp_path: Path, schema: int, tables: list[str], cause: str
+) -> None:
+    path = tmp_path / "catalog.db"
+    with sqlite3.connect(path) as database:
+        for table in tables:
+            database.execute(f"CREATE TABLE {table} (name)")
+        database.execute(f"PRAGMA user_version = {schema}")
+    database.close()
+    with pytest.raises(TargetUnusable, match=cause):
+        Catalogue(str(path))
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [
+            (table,) for table in tables
+        ]
+    database.close()
+
+
 def test_what_sqlite_cannot_do_for_now_is_an_os_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("splitferry_consumer.catalogue.BUSY_TIMEOUT", 0.01)
     first, second = (Catalogue(str(tmp_path / "catalog.db")) for _ in range(2))
-    with first.transaction(), pytest.raises(OSError, match="locked"):
-        publish(second, item())
+    with first.transaction():
+        with pytest.raises(OSError, match=f"locked by process {os.getpid()}") as locked:
+            publish(second, item())
+        assert locked.value.errno == errno.EBUSY
     publish(second, item())
     second._db.execute("PRAGMA max_page_count = 1")
 
@@ -257,3 +351,52 @@ def test_a_link_instead_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetUnusable, match="not a regular file"):
         Catalogue(str(tmp_path / "catalog.db"))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_whose_holder_is_not_told_is_another_processs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc/locks is of Linux, and has only what this namespace may see."""
+    monkeypatch.setattr("splitferry_consumer.catalogue.BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("splitferry_consumer.catalogue._lock_holder", lambda _: None)
+    first, second = (Catalogue(str(tmp_path / "catalog.db")) for _ in range(2))
+    with first.transaction(), pytest.raises(OSError, match="locked by another process"):
+        publish(second, item())
+    for one in (first, second):
+        one.close()
+
+
+def test_one_that_was_deleted_is_told_to_be_gone(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    catalogue = Catalogue(str(path))
+    for name in os.listdir(tmp_path):
+        (tmp_path / name).unlink()
+    with pytest.raises(OSError, match="deleted or moved") as gone:
+        publish(catalogue, item())
+    assert gone.value.errno == errno.ESTALE
+    catalogue.close()
+
+
+def test_many_at_once_are_judged_as_one_after_another(catalogue: Catalogue) -> None:
+    """The same opening twice, versions of one item in both orders, what the quota leaves."""
+    proposals = [
+        Proposal(item(2, 1), completed(40), "owner/0"),
+        Proposal(item(2, 1), completed(40), "owner/1"),  # the same bytes again: their place now
+        Proposal(item(1, 2), completed(1), "owner/2"),  # older
+        Proposal(item(3, 3), completed(50), "owner/3"),  # newer
+        Proposal(item(1, 4, "other"), completed(11), "owner/4"),  # over the quota of 100
+        Proposal(item(1, 5, "third"), completed(10), "owner/5"),  # meets it
+    ]
+    with catalogue.transaction():
+        decided = catalogue.decide(proposals, 100)
+    assert [(row.temporary, before) for row, before in decided] == [
+        ("owner/0", None),
+        ("owner/1", "owner/0"),
+        (None, None),
+        ("owner/3", None),
+        (None, None),
+        ("owner/5", None),
+    ]
+    errors = [type(row.verdict.error).__name__ for row, _ in decided if row.verdict.error]
+    assert errors == ["VersionMismatch", "BatchTransferFailed"]
+    assert catalogue.pending("owner") == [decided[n][0] for n in (1, 3, 5)]

@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import stat
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from splitferry_consumer.paths import Obstructed, Tree, open_directory
+from splitferry_consumer.paths import (
+    Obstructed,
+    Tree,
+    folds_names,
+    leads_to,
+    open_directory,
+)
 
 
 @pytest.fixture
@@ -140,3 +149,113 @@ def test_sync_syncs_each_directory_once(
     monkeypatch.setattr(os, "fsync", fsync)
     assert tree.sync(["a/b/x", "a/b/y", "a/z"]) == {}
     assert synced == [".", "a", "a/b"]
+
+
+@pytest.fixture
+def above(root: Path) -> Iterator[int]:
+    descriptor = os.open(root, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture(params=[0o000, 0o077], ids="umask {:03o}".format)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(descriptor: int) -> int:
+    return stat.S_IMODE(os.fstat(descriptor).st_mode)
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_directory_is_made_with_its_mode_and_never_with_more(
+    above: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = os.fchmod
+
+    def changed(descriptor: int, wanted: int) -> None:
+        assert mode(descriptor) & ~wanted == 0
+        change(descriptor, wanted)
+
+    monkeypatch.setattr(os, "fchmod", changed)
+    for number, wanted in enumerate((0o700, 0o750)):
+        made = open_directory(f"{number}", above, wanted)
+        assert mode(made) == wanted
+        os.close(made)
+    (root / "0").chmod(0o711)
+    there = open_directory("0", above, 0o700)
+    assert mode(there) == 0o711  # Somebody's choice, which is not ours to change.
+    os.close(there)
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_directory_keeps_the_set_group_id_bit_of_its_parent(above: int, root: Path) -> None:
+    root.chmod(0o2750)
+    made = open_directory("made", above, 0o750)
+    assert mode(made) == 0o2750
+    os.close(made)
+
+
+def test_a_directory_that_cannot_get_its_mode_costs_no_descriptor(
+    above: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ill(*_: object) -> None:
+        raise OSError(errno.EIO, "ill")
+
+    monkeypatch.setattr(os, "fchmod", ill)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="ill"):
+        open_directory("made", above, 0o750)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize("how", ["case", "composition", "not at all"])
+def test_names_that_are_folded_are_found_by_trying(
+    above: int, root: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    look = os.stat
+    fold: Callable[[str], str] = {
+        "case": lambda name: name.casefold(),
+        "composition": lambda name: unicodedata.normalize("NFC", name),
+        "not at all": lambda name: name,
+    }[how]
+
+    def folding(name: str, *, dir_fd: int) -> os.stat_result:
+        for there in os.listdir(dir_fd):
+            if fold(there) == fold(name):
+                return look(there, dir_fd=dir_fd)
+        raise FileNotFoundError(name)
+
+    (root / "other").write_bytes(b"")
+    monkeypatch.setattr(os, "stat", folding)
+    assert folds_names(above) is (how != "not at all")
+    assert os.listdir(above) == ["other"]
+
+
+def test_whether_a_path_leads_to_a_directory(above: int, root: Path) -> None:
+    (root / "directory").mkdir()
+    (root / "file").write_bytes(b"")
+    (root / "link").symlink_to("directory")
+    directory = open_directory("directory", above)
+    assert leads_to("directory", directory, above)
+    assert leads_to(str(root / "link"), directory)
+    for other in (".", "none", "file/below"):
+        assert not leads_to(other, directory, above)
+    os.close(directory)
+
+
+def test_nothing_is_left_open(tree: Tree, root: Path, source: int) -> None:
+    (root / "file").write_bytes(b"")
+    (root / "a/b/c").mkdir(parents=True)
+    before = os.listdir("/proc/self/fd")
+    tree.check("a/b/c/d")
+    tree.check("a/none/c/d")
+    for path in ("a/b/c", "file/a/b", "a/b/c/d/" + "n" * 255 + "/" + "n" * 255):
+        with suppress(Obstructed):
+            tree.place("0", source, path)
+    assert set(tree.sync(["a/b/c/d", "a/b/none/e"])) == {"a/b/none/e"}
+    assert not tree.holds("a/b/c", 0, b"")
+    assert not tree.holds("a/b/none", 0, b"")
+    assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -9,26 +9,30 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from small_disk import can_mount
 from splitferry_consumer import catalogue
 from splitferry_consumer.targets import Condemned, Item, Refused, Taken, TargetUnusable, Verdict
-from splitferry_consumer.targets.file import FileIncoming, FileTarget
+from splitferry_consumer.targets.file import SMALL, FileIncoming, FileTarget
 from splitferry_consumer.targets.owner import Owner
 from splitferry_protocol.errors import (
     BatchTransferFailed,
@@ -70,6 +74,10 @@ async def publish(target: FileTarget, what: Item, data: bytes) -> Verdict:
 def temporaries(root: Path) -> list[str]:
     incoming = root / ".splitferry/incoming"
     return [path.name for path in incoming.glob("*/*") if path.name != "lock"]
+
+
+def heard(logs: list[MutableMapping[str, Any]]) -> list[str]:
+    return [entry["event"] for entry in logs]
 
 
 @contextmanager
@@ -818,7 +826,7 @@ async def test_a_locked_catalogue_heals(root: Path, monkeypatch: pytest.MonkeyPa
     )
     assert locker.stdout is not None
     assert await locker.stdout.readline() == b"locked\n"
-    with pytest.raises(OSError, match="locked"):
+    with pytest.raises(OSError, match=f"locked by process {locker.pid}"):
         await incoming.settle(completed(b"bytes"))
     assert not (root / "item").exists()
     await locker.communicate(b"")
@@ -856,6 +864,10 @@ async def test_the_files_of_the_living_stay_and_those_of_the_dead_go(root: Path)
     fcntl.flock(other.owner.lock, fcntl.LOCK_UN)
     await target.sweep()
     assert len(temporaries(root)) == 1
+    fcntl.flock(target.owner.lock, fcntl.LOCK_UN)
+    third = await FileTarget.open(root)
+    assert os.listdir(root / ".splitferry/incoming") == [third.owner.name]
+    await asyncio.to_thread(third.close)
     await asyncio.to_thread(target.close)
     assert [path.name for path in (root / ".splitferry/incoming").iterdir()] == []
     await asyncio.to_thread(other.close)
@@ -1095,3 +1107,341 @@ def test_directories_that_cannot_be_synced_cost_no_descriptors(
         assert len(os.listdir("/proc/self/fd")) == len(before)
     target._sweep()
     target.close()
+
+
+# What is held open, and what is made durable at the start
+
+
+def test_our_directories_are_durable_before_anything_is_in_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    target = FileTarget(root)
+    assert synced == ["incoming", ".splitferry", "root"]
+    target.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+async def test_nothing_stays_open(root: Path) -> None:
+    """Not after the end, not after a start that failed, not after our directories came anew."""
+    before = os.listdir("/proc/self/fd")
+
+    def come_and_go() -> None:
+        target = FileTarget(root)
+        incoming = target.begin(item())
+        incoming.write_at(0, b"bytes")
+        target.settling.run(lambda: target.settling.published)
+        held = len(os.listdir("/proc/self/fd"))
+        incoming.discard()
+        shutil.rmtree(root / ".splitferry/incoming")
+        target._sweep()
+        assert len(os.listdir("/proc/self/fd")) == held - 1
+        target.close()
+        catalog = root / ".splitferry/catalog.db"
+        catalog.write_bytes(b"no database" * 1000)
+        with pytest.raises(TargetUnusable):
+            FileTarget(root)
+
+    await asyncio.to_thread(come_and_go)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert [one.name for one in threading.enumerate() if one.name.startswith("catalogue")] == []
+
+
+async def test_a_closed_target_takes_nothing(root: Path) -> None:
+    """Its descriptors may be somebody else's by now."""
+    target = await FileTarget.open(root)
+    begun = await received(target, item(), b"bytes")
+    await asyncio.to_thread(target.close)
+    for one in (begun, target.begin(item("other", sequence=2))):
+        with pytest.raises(Condemned):
+            await target.in_thread(lambda: one.write_at(0, b"bytes"))  # noqa: B023
+        await target.in_thread(one.discard)
+    await target.sweep()
+    assert target.held == 0
+
+
+async def test_what_waits_when_the_target_closes_is_not_settled_any_more(root: Path) -> None:
+    """Its file goes with our directory, so no row may come to name it."""
+    target = await FileTarget.open(root)
+    incoming = await received(target, item(), b"bytes")
+    gate = threading.Event()
+    target.settling.submit(lambda: assert_set(gate))
+    closing = asyncio.create_task(asyncio.to_thread(target.close))
+    while not target.closed:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
+    settling = asyncio.ensure_future(target.settling.settle(item(), completed(b"bytes"), incoming))
+    while not target.settling._waiting:
+        await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(Condemned, match="closed"):
+        await settling
+    await closing
+    assert not (root / "item").exists()
+
+
+async def test_files_that_cannot_be_removed_at_the_end_are_swept_by_the_next(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await FileTarget.open(root)
+    await received(target, item(), b"bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", lambda *_, **__: failing(errno.EIO)())
+        with capture_logs() as logs:
+            await asyncio.to_thread(target.close)
+    assert heard(logs) == ["temporary files stay behind"]
+    assert len(temporaries(root)) == 1
+    again = await FileTarget.open(root)
+    assert temporaries(root) == []
+    await asyncio.to_thread(again.close)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_a_temporary_file_that_could_not_be_removed_is_swept(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch, sealed: bool
+) -> None:
+    """Sealed, a row may name it, and the catalogue is asked first."""
+    dropped, kept = [await received(target, item(f"{n}", 1, n), b"bytes") for n in range(2)]
+    if sealed:
+        await target.in_thread(lambda: dropped.take(b"bytes", completed(b"bytes")))
+        await target.in_thread(dropped.seal)
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(os, "unlink", lambda *_, **__: failing(errno.EIO)())
+        await target.in_thread(dropped.discard)
+        await caught_up(target)
+    assert heard(logs) == ["a temporary file stays"]
+    assert len(temporaries(root)) == 2
+    await target.sweep()
+    assert temporaries(root) == [os.path.basename(kept.temporary)]
+    assert target._left == set()
+    await target.in_thread(kept.discard)
+    assert (temporaries(root), target.held) == ([], 0)
+
+
+async def test_one_directory_that_cannot_be_cleared_leaves_the_others(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = await FileTarget.open(root)
+    await received(dead, item(), b"bytes")
+    fcntl.flock(dead.owner.lock, fcntl.LOCK_UN)
+    (root / ".splitferry/incoming/strange").write_bytes(b"")
+    order = ["strange", target.owner.name, dead.owner.name]
+    listed = os.listdir
+
+    def in_order(directory: int) -> list[str]:
+        return sorted(listed(directory), key=lambda name: name in order and order.index(name))
+
+    monkeypatch.setattr(os, "listdir", in_order)
+    with capture_logs() as logs:
+        await target.sweep()
+    assert [(entry["event"], entry["owner"]) for entry in logs] == [("could not clear", "strange")]
+    assert temporaries(root) == []
+    await asyncio.to_thread(dead.close)
+
+
+async def test_what_is_large_is_synced_where_it_holds_up_nobody(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue's thread settles for all; only what is small is synced there, together."""
+    threads: dict[str, str] = {}
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        threads.setdefault(name, threading.current_thread().name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    await publish(target, item("small", 1, 1), bytes(SMALL))
+    await publish(target, item("large", 1, 2), bytes(SMALL + 1))
+    assert threads["0"].startswith("catalogue")
+    assert not threads["1"].startswith("catalogue")
+
+
+async def test_sealed_bytes_that_no_row_names_go_at_once(target: FileTarget, root: Path) -> None:
+    incoming = await received(target, item(), b"bytes")
+    await target.in_thread(lambda: incoming.take(b"bytes", completed(b"bytes")))
+    await target.in_thread(incoming.seal)
+    await target.in_thread(incoming.discard)
+    await caught_up(target)
+    assert (temporaries(root), target.held) == ([], 0)
+
+
+# A catalogue, a root, directories that somebody takes away
+
+
+async def test_a_damaged_catalogue_heals_and_each_time_is_told_once(
+    target: FileTarget, root: Path
+) -> None:
+    """Nothing is decided without the versions held; with them back it goes on, as before."""
+    await publish(target, item(version=2), b"bytes")
+    path = root / ".splitferry/catalog.db"
+    sound = path.read_bytes()
+    for sequence in (2, 3):
+        incoming = await received(target, item(version=1, sequence=sequence), b"older")
+        path.write_bytes(b"\xff" * len(sound))
+        with capture_logs() as logs:
+            for _ in range(2):
+                with pytest.raises(OSError, match=r"damaged .*restore it from a backup") as failed:
+                    await incoming.settle(completed(b"older"))
+                assert failed.value.errno == errno.EIO
+            assert heard(logs) == ["catalogue unusable"]
+        path.write_bytes(sound)
+        path.with_name("catalog.db-journal").unlink(missing_ok=True)
+        with capture_logs() as logs:
+            for _ in range(2):
+                verdict = await incoming.settle(completed(b"older"))
+                assert isinstance(verdict.error, VersionMismatch)
+                await target.sweep()
+            assert heard(logs) == ["catalogue usable again"]
+    assert (root / "item").read_bytes() == b"bytes"
+
+
+async def test_that_versions_are_not_known_is_told_where_there_are_files(
+    root: Path, tmp_path: Path
+) -> None:
+    with capture_logs() as logs:
+        target = await FileTarget.open(root)
+        await publish(target, item(version=2), b"bytes")
+        for suffix in ("", "-journal"):
+            (root / f".splitferry/catalog.db{suffix}").unlink()
+        assert heard(logs) == []
+        with pytest.raises(OSError, match="deleted or moved"):
+            await publish(target, item("other", sequence=2), b"bytes")
+        assert (await publish(target, item("other", sequence=2), b"bytes")).status == "completed"
+        assert heard(logs) == ["no catalogue"]
+        await asyncio.to_thread(target.close)
+        again = await FileTarget.open(root)
+        assert heard(logs) == ["no catalogue"]
+        await asyncio.to_thread(again.close)
+
+
+async def test_our_directories_are_made_anew(target: FileTarget, root: Path) -> None:
+    """What was on its way in is received again; what comes now goes its usual way."""
+    lost = await received(target, item(), b"bytes")
+    before = target.owner.name
+    shutil.rmtree(root / ".splitferry/incoming")
+    with pytest.raises(Condemned):
+        await lost.settle(completed(b"bytes"))
+    await target.in_thread(lost.discard)
+    await target.sweep()
+    assert target.owner.name != before
+    assert not os.get_inheritable(target.incoming)
+    assert os.listdir(root / ".splitferry/incoming") == [target.owner.name]
+    assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
+    assert (temporaries(root), target.held) == ([], 0)
+    kept = target.owner.name
+    await target.sweep()
+    assert target.owner.name == kept
+
+
+async def test_a_root_that_was_removed_is_used_again_when_it_is_back(root: Path) -> None:
+    target = await FileTarget.open(root)
+    shutil.rmtree(root)
+    with capture_logs() as logs:
+        await target.sweep()
+    assert "make it, or put it back" in logs[0]["reason"]
+    with pytest.raises(OSError, match="No such file"):
+        await publish(target, item(), b"bytes")
+    root.mkdir()
+    await target.sweep()
+    with pytest.raises(OSError, match="deleted or moved"):
+        await publish(target, item(), b"bytes")
+    assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b"bytes"
+    await asyncio.to_thread(target.close)
+
+
+async def test_a_root_that_was_moved_is_waited_for(root: Path) -> None:
+    """What stands at its path now is not it: bytes go to neither."""
+    target = await FileTarget.open(root)
+    incoming = await received(target, item(), b"bytes")
+    moved = root.with_name("moved")
+    root.rename(moved)
+    root.mkdir()
+    (root / ".splitferry").mkdir()
+    for cause in ("deleted or moved", "not the directory that it was"):
+        with pytest.raises(OSError, match=cause):
+            await incoming.settle(completed(b"bytes"))
+        await target.sweep()
+    assert os.listdir(root) == [".splitferry"]
+    shutil.rmtree(root)
+    moved.rename(root)
+    assert (await incoming.settle(completed(b"bytes"))).status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b"bytes"
+    await asyncio.to_thread(target.close)
+
+
+# Limits
+
+
+async def test_files_wait_for_others_when_as_many_are_open_as_may_be(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue and the connections need some, too; one file at a time always goes."""
+    for limit, together in ((162, 2), (3, 1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, 2**20))
+        files = [
+            await received(target, item(f"{limit}-{n}", sequence=n), b"x") for n in range(together)
+        ]
+        late = target.begin(item("late"))
+        with pytest.raises(OSError, match="ulimit -n") as failed:
+            await target.in_thread(lambda: late.write_at(0, b"x"))  # noqa: B023
+        assert failed.value.errno == errno.EMFILE
+        await target.in_thread(files[0].discard)
+        await target.in_thread(lambda: late.write_at(0, b"x"))  # noqa: B023
+        for one in (late, *files[1:]):
+            await target.in_thread(one.discard)
+
+
+async def test_a_file_that_cannot_be_opened_takes_no_descriptor(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (161, 161))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda *_, **__: failing(errno.EIO)())
+        with pytest.raises(OSError, match="Input/output"):
+            await received(target, item(), b"x")
+    assert (await publish(target, item(), b"x")).status is Status.COMPLETED
+
+
+async def test_the_quota_and_the_reserve_may_be_met_exactly(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await FileTarget.open(root, quota=3 * 4096, disk_reserve=4096)
+    space = os.statvfs(root)
+    free = SimpleNamespace(f_bavail=2, f_frsize=4096, f_bfree=space.f_bfree)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: free)
+    first = target.begin(item())
+    await target.in_thread(lambda: first.write_at(0, bytes(4096)))
+    assert target.held == 4096
+    second = target.begin(item("b", sequence=2))
+    free.f_bavail = 1
+    with pytest.raises(OSError, match="make room"):
+        await target.in_thread(lambda: second.write_at(0, b"x"))
+    free.f_bavail = 100
+    await target.in_thread(lambda: second.write_at(0, bytes(8192)))
+    third = target.begin(item("c", sequence=3))
+    with pytest.raises(Refused, match="quota"):
+        await target.in_thread(lambda: third.write_at(0, b"x"))
+    assert (await second.settle(completed(bytes(8192)))).status is Status.COMPLETED
+    assert (await first.settle(completed(bytes(4096)))).status is Status.COMPLETED
+    assert (target.settling.published, target.held) == (3 * 4096, 0)
+    await asyncio.to_thread(target.close)
+
+
+async def test_a_published_file_that_cannot_be_read_is_not_verified(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(target, item(), b"bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", failing(errno.EIO))
+        assert await target.verified("item") is None
+    assert await target.verified("item") is not None

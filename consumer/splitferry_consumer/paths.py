@@ -54,18 +54,17 @@ def open_directory(name: str, parent: int, create_mode: int | None = None) -> in
     Raises:
         OSError: among others ENOTDIR for a file or a symbolic link.
     """
-    made = False
+    made: int | None = None
     if create_mode is not None:
         with suppress(FileExistsError):
             os.mkdir(name, create_mode, dir_fd=parent)
-            made = True
+            made = create_mode
     directory = os.open(name, DIRECTORY, dir_fd=parent)
-    if made and create_mode is not None:
+    if made is not None:
         try:
-            found = os.fstat(directory).st_mode
-            if found & 0o777 != create_mode:  # The umask has taken some away.
-                # With the set-group-ID bit of its parent would go the group of its files.
-                os.fchmod(directory, create_mode | found & stat.S_ISGID)
+            # The umask may have taken some away. With the set-group-ID bit of its parent would go
+            # the group of its files.
+            os.fchmod(directory, made | os.fstat(directory).st_mode & stat.S_ISGID)
         except BaseException:
             os.close(directory)
             raise
@@ -117,10 +116,10 @@ class Tree:
             return any(entry.name != PRIVATE_DIRECTORY for entry in entries)
 
     @contextmanager
-    def _parent(self, segments: Sequence[str], create: bool = False) -> Iterator[int]:
+    def _directory(self, segments: Sequence[str], create: bool = False) -> Iterator[int]:
         descriptor = self._root
         try:
-            for segment in segments[:-1]:
+            for segment in segments:
                 below = open_directory(
                     segment, descriptor, self._directory_mode if create else None
                 )
@@ -146,9 +145,9 @@ class Tree:
             Obstructed: it cannot.
             OSError: it could not be found out.
         """
-        segments = self._segments(unique_id)
-        with suppress(FileNotFoundError), _permanent(), self._parent(segments) as parent:
-            self._check_name(parent, segments[-1])
+        *above, name = self._segments(unique_id)
+        with suppress(FileNotFoundError), _permanent(), self._directory(above) as parent:
+            self._check_name(parent, name)
 
     @staticmethod
     def _check_name(parent: int, name: str) -> None:
@@ -166,11 +165,11 @@ class Tree:
             FileNotFoundError: `source`, or a directory made for it a moment ago, is not there.
             OSError: may heal.
         """
-        segments = self._segments(unique_id)
-        with _permanent(), self._parent(segments, create=True) as parent:
+        *above, name = self._segments(unique_id)
+        with _permanent(), self._directory(above, create=True) as parent:
             with suppress(FileNotFoundError):
-                self._check_name(parent, segments[-1])
-            os.rename(source, segments[-1], src_dir_fd=source_directory, dst_dir_fd=parent)
+                self._check_name(parent, name)
+            os.rename(source, name, src_dir_fd=source_directory, dst_dir_fd=parent)
 
     def sync(self, unique_ids: Iterable[str]) -> dict[str, OSError]:
         """Make the names durable: fsync every directory from the root to each file, once.
@@ -182,32 +181,31 @@ class Tree:
         failed: dict[str, OSError] = {}
         for unique_id in unique_ids:
             segments = self._segments(unique_id)
-            for depth in range(1, len(segments) + 1):
-                above = tuple(segments[:depth])
-                directory = above[:-1]
+            for depth in range(len(segments)):
+                directory = tuple(segments[:depth])
                 if directory not in synced:
-                    synced[directory] = self._sync_parent(above)
+                    synced[directory] = self._sync_directory(directory)
                 error = synced[directory]
                 if error is not None:
                     failed[unique_id] = error
                     break
         return failed
 
-    def _sync_parent(self, segments: Sequence[str]) -> OSError | None:
+    def _sync_directory(self, segments: Sequence[str]) -> OSError | None:
         try:
-            with self._parent(segments) as parent:
-                os.fsync(parent)
+            with self._directory(segments) as directory:
+                os.fsync(directory)
         except OSError as error:
             return error
         return None
 
     def holds(self, unique_id: str, size: int, sha256: bytes) -> bool:
         """Whether the file at `unique_id` has exactly these bytes. Reads it all; blocks."""
-        segments = self._segments(unique_id)
+        *above, name = self._segments(unique_id)
         try:
-            with self._parent(segments) as parent:
+            with self._directory(above) as parent:
                 file = os.open(
-                    segments[-1],
+                    name,
                     os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
                     dir_fd=parent,
                 )
