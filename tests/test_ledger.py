@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -421,7 +420,7 @@ def ended(first: int, last: int, *, reply: bytes | None = None, version: int = 1
     """The result of request 1, of one byte, as a reader of the results finds it."""
     (result,) = results(run(split(1, 0, b"a", total=1, version=version)))
     at = Input("splits", 0, first, last)
-    return replace(result, input=at, reply=reply)
+    return result._replace(input=at, reply=reply)
 
 
 def taken(
@@ -455,7 +454,7 @@ def test_a_result_is_known_up_to_a_horizon_after_its_end(at: int, known: bool) -
 
 
 def test_a_token_that_a_repeat_was_told_is_not_told_again() -> None:
-    repeat = replace(ended(0, 1, reply=b"b"), repeat=True)
+    repeat = ended(0, 1, reply=b"b")._replace(repeat=True)
     ledger = taken(5, ended(0, 1, reply=b"a"), repeat)
     read(ledger, split(1, 0, b"a", reply=b"b"))
     assert not ledger.has_news
@@ -464,7 +463,7 @@ def test_a_token_that_a_repeat_was_told_is_not_told_again() -> None:
     assert batch is not None
     (told,) = batch.events
     assert isinstance(told, Told)
-    assert told == Told(6, replace(repeat, reply=b"c"))
+    assert told == Told(6, repeat._replace(reply=b"c"))
     assert ledger.bookmark(batch, []).results == 0, "S is where its first result lies"
 
 
@@ -543,7 +542,7 @@ def test_what_is_settled_elsewhere_is_settled_here(second: list[Content]) -> Non
     for content in (split(1, 0, b"a", total=2), *second, split(2, 0, b"a"), split(3, 0, b"a")):
         read(onlooker, content)
     assert repr(onlooker).endswith(f"open={3 - len(second)} unsettled={len(second)} recorded=0>")
-    onlooker.obey(0, replace(ended(0, 1), size=2))
+    onlooker.obey(0, ended(0, 1)._replace(size=2))
     assert repr(onlooker).endswith("open=2 unsettled=0 recorded=1>")
     assert [state.request for state in onlooker.open_requests] == [TWO, RequestId(1, 3)]
     assert onlooker.watermark == onlooker.position - 2
@@ -576,7 +575,7 @@ def test_two_requests_that_an_owner_ended_at_once_are_both_settled() -> None:
     for number in (1, 2):
         read(onlooker, split(number, 0, b"a", total=2))
     for offset, request in enumerate((ONE, TWO)):
-        onlooker.obey(offset, replace(ended(offset, 1), request=request))
+        onlooker.obey(offset, ended(offset, 1)._replace(request=request))
     assert (onlooker.open_requests, onlooker.watermark) == ([], 2)
 
 
@@ -584,7 +583,7 @@ def test_an_onlooker_forgets_what_no_record_can_ask_for() -> None:
     onlooker = taken(0)
     for number in range(100):
         read(onlooker, poison())
-        onlooker.obey(number, replace(ended(number, number), request=RequestId(1, number)))
+        onlooker.obey(number, ended(number, number)._replace(request=RequestId(1, number)))
     assert len(onlooker._recorded) <= 12
 
 
@@ -603,7 +602,7 @@ def test_an_onlooker_forgets_what_no_record_can_ask_for() -> None:
     ids=["accepted", "repeat", "dead letter", "behind a comparison"],
 )  # fmt: skip
 def test_what_is_kept_is_weighed(log: list[Content], weight: int) -> None:
-    ledger = taken(5, replace(ended(0, 1), request=RequestId(1, 3), unique_id="item-3"))
+    ledger = taken(5, ended(0, 1)._replace(request=RequestId(1, 3), unique_id="item-3"))
     for content in log:
         read(ledger, content, b"v" * 1000)
     assert ledger.held_bytes == weight
