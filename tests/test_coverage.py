@@ -29,6 +29,7 @@ def short_chunks() -> Iterator[None]:
 
 
 @given(many, ranges)
+@example([(0, 1), (3, 4)], (0, 4))  # one byte is no gap
 def test_it_agrees_with_a_set_of_bytes(
     added: list[tuple[int, int]], asked: tuple[int, int]
 ) -> None:
