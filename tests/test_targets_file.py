@@ -31,7 +31,15 @@ from structlog.testing import capture_logs
 
 from small_disk import can_mount
 from splitferry_consumer import catalogue
-from splitferry_consumer.targets import Condemned, Item, Refused, Taken, TargetUnusable, Verdict
+from splitferry_consumer.targets import (
+    Condemned,
+    Item,
+    Refused,
+    Taken,
+    TargetUnusable,
+    Verdict,
+    settling,
+)
 from splitferry_consumer.targets.file import SMALL, FileIncoming, FileTarget
 from splitferry_consumer.targets.owner import Owner
 from splitferry_protocol.errors import (
@@ -547,6 +555,80 @@ async def test_one_bad_item_in_a_batch_leaves_the_others(target: FileTarget, roo
     assert statuses == ["failed" if n == 3 else "completed" for n in range(8)]
 
 
+async def test_a_row_promises_only_what_can_be_kept(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the items before it came to, the name of its file is durable before its verdict."""
+    order: list[str] = []
+    check, sync, transaction = target.tree.check, os.fsync, target.settling._catalogue.transaction
+
+    def checked(unique_id: str) -> None:
+        if unique_id == "ill":
+            raise OSError(errno.EIO, "Input/output error")
+        check(unique_id)
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        order.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    @contextmanager
+    def committed() -> Iterator[None]:
+        with transaction():
+            yield
+        order.append("commit")
+
+    items = [item(name, sequence=n) for n, name in enumerate(("expired", "taken", "ill", "good"))]
+    files = [await received(target, what, b"bytes") for what in items]
+    (root / "taken").mkdir()
+    monkeypatch.setattr(target.tree, "check", checked)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(target.settling._catalogue, "transaction", committed)
+    gate = threading.Event()
+    target.settling.submit(lambda: assert_set(gate))
+    proposals = [expired(items[0]), *[completed(b"bytes")] * 3]
+    settled = [
+        asyncio.ensure_future(one.settle(proposal))
+        for one, proposal in zip(files, proposals, strict=True)
+    ]
+    while len(target.settling._waiting) < len(files):
+        await asyncio.sleep(0)
+    gate.set()
+    outcomes = await asyncio.gather(*settled, return_exceptions=True)
+    assert [getattr(one, "status", type(one)) for one in outcomes] == [
+        "expired",
+        "failed",
+        OSError,
+        "completed",
+    ]
+    assert target.owner.name in order[: order.index("commit")]
+
+
+async def test_what_does_not_go_into_one_batch_goes_into_the_next(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "BATCH", 2)
+    commits: list[None] = []
+    transaction = target.settling._catalogue.transaction
+
+    @contextmanager
+    def committed() -> Iterator[None]:
+        with transaction():
+            yield
+        commits.append(None)
+
+    files = [await received(target, item(f"f{n}", sequence=n), b"bytes") for n in range(5)]
+    monkeypatch.setattr(target.settling._catalogue, "transaction", committed)
+    gate = threading.Event()
+    target.settling.submit(lambda: assert_set(gate))
+    settled = [asyncio.ensure_future(one.settle(completed(b"bytes"))) for one in files]
+    while len(target.settling._waiting) < len(files):
+        await asyncio.sleep(0)
+    gate.set()
+    async with asyncio.timeout(10):
+        assert [(await one).status for one in settled] == ["completed"] * 5
+    assert len(commits) == 2 * 3  # Two transactions for each batch of 2, 2 and 1.
+
+
 async def test_a_batch_is_durable_before_it_is_judged(
     target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -838,12 +920,12 @@ async def test_a_cancelled_settle_leaves_a_whole_state(target: FileTarget, root:
     incoming = await received(target, item(), b"bytes")
     gate = threading.Event()
     target.settling.submit(lambda: assert_set(gate))
-    settling = asyncio.ensure_future(incoming.settle(completed(b"bytes")))
+    settled = asyncio.ensure_future(incoming.settle(completed(b"bytes")))
     while not target.settling._waiting:
         await asyncio.sleep(0)
-    settling.cancel()
+    settled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await settling
+        await settled
     await target.in_thread(incoming.discard)
     gate.set()
     await caught_up(target)
@@ -1177,12 +1259,12 @@ async def test_what_waits_when_the_target_closes_is_not_settled_any_more(root: P
     while not target.closed:
         await asyncio.sleep(0)
     await asyncio.sleep(0.1)
-    settling = asyncio.ensure_future(target.settling.settle(item(), completed(b"bytes"), incoming))
+    settled = asyncio.ensure_future(target.settling.settle(item(), completed(b"bytes"), incoming))
     while not target.settling._waiting:
         await asyncio.sleep(0)
     gate.set()
     with pytest.raises(Condemned, match="closed"):
-        await settling
+        await settled
     await closing
     assert not (root / "item").exists()
 
