@@ -1066,8 +1066,9 @@ def test_a_newer_catalogue_is_refused(root: Path) -> None:
     with sqlite3.connect(root / ".splitferry/catalog.db") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(TargetUnusable, match=r"newer splitferry .*upgrade"):
+    with pytest.raises(TargetUnusable, match=r"newer splitferry .*upgrade") as refused:
         FileTarget(root)
+    assert str(refused.value).endswith("or use another root")
     assert list((root / ".splitferry/incoming").iterdir()) == []
 
 
@@ -1222,6 +1223,7 @@ async def test_nothing_stays_open(root: Path) -> None:
         target.settling.run(lambda: target.settling.published)
         held = len(os.listdir("/proc/self/fd"))
         incoming.discard()
+        asyncio.run(publish(target, item("other", sequence=2), b"bytes"))
         shutil.rmtree(root / ".splitferry/incoming")
         target._sweep()
         assert len(os.listdir("/proc/self/fd")) == held - 1
@@ -1267,6 +1269,38 @@ async def test_what_waits_when_the_target_closes_is_not_settled_any_more(root: P
         await settled
     await closing
     assert not (root / "item").exists()
+
+
+async def test_bytes_that_a_verdict_names_outlive_their_owner(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await FileTarget.open(root)
+    incoming = await received(target, item(), b"bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(target.tree, "place", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            await incoming.settle(completed(b"bytes"))
+        await asyncio.to_thread(target.close)
+    assert (len(temporaries(root)), (root / "item").exists()) == (1, False)
+    again = await FileTarget.open(root)
+    assert (root / "item").read_bytes() == b"bytes"
+    assert os.listdir(root / ".splitferry/incoming") == [again.owner.name]
+    await asyncio.to_thread(again.close)
+
+
+async def test_a_temporary_file_is_never_one_that_is_there(target: FileTarget, root: Path) -> None:
+    """Not even by a link, whoever put it there; the next try takes another name."""
+    (root / "victim").write_bytes(b"theirs")
+    own = root / ".splitferry/incoming" / target.owner.name
+    (own / "0").symlink_to(root / "victim")
+    (own / "1").hardlink_to(root / "victim")
+    incoming = target.begin(item())
+    for _ in range(2):
+        with pytest.raises(FileExistsError):
+            await target.in_thread(lambda: incoming.write_at(0, b"ours"))
+    await target.in_thread(lambda: incoming.write_at(0, b"ours"))
+    assert (await incoming.settle(completed(b"ours"))).status is Status.COMPLETED
+    assert (root / "victim").read_bytes() == b"theirs"
 
 
 async def test_files_that_cannot_be_removed_at_the_end_are_swept_by_the_next(
@@ -1370,7 +1404,7 @@ async def test_a_damaged_catalogue_heals_and_each_time_is_told_once(
         incoming = await received(target, item(version=1, sequence=sequence), b"older")
         path.write_bytes(b"\xff" * len(sound))
         with capture_logs() as logs:
-            for _ in range(2):
+            for _ in range(3):
                 with pytest.raises(OSError, match=r"damaged .*restore it from a backup") as failed:
                     await incoming.settle(completed(b"older"))
                 assert failed.value.errno == errno.EIO
