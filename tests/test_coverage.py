@@ -29,6 +29,7 @@ def short_chunks() -> Iterator[None]:
 
 
 @given(many, ranges)
+@example([(0, 1), (3, 4)], (0, 4))  # one byte is no gap
 def test_it_agrees_with_a_set_of_bytes(
     added: list[tuple[int, int]], asked: tuple[int, int]
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_gap_costs_a_few_bytes_and_one_insertion_little(
 
 @given(many, st.integers(1, 12))
 @example([(6, 7), (8, 9), (10, 12)], 2)  # the second cell begins where its first range does
+@example([(0, 1), (2, 3), (8, 9), (10, 12)], 3)  # and so does the third, behind an empty one
 def test_an_outline_hides_small_gaps_and_nothing_else(
     added: list[tuple[int, int]], most: int
 ) -> None:
@@ -114,6 +116,7 @@ def test_an_outline_hides_small_gaps_and_nothing_else(
 
 
 @given(many, st.none() | st.integers(0, 3), st.integers(1, 6))
+@example([(0, 2)], 0, 3)  # nothing is missing
 def test_the_first_missing_ranges(
     added: list[tuple[int, int]], behind: int | None, most: int
 ) -> None:

@@ -31,7 +31,15 @@ from structlog.testing import capture_logs
 
 from small_disk import can_mount
 from splitferry_consumer import catalogue
-from splitferry_consumer.targets import Condemned, Item, Refused, Taken, TargetUnusable, Verdict
+from splitferry_consumer.targets import (
+    Condemned,
+    Item,
+    Refused,
+    Taken,
+    TargetUnusable,
+    Verdict,
+    settling,
+)
 from splitferry_consumer.targets.file import SMALL, FileIncoming, FileTarget
 from splitferry_consumer.targets.owner import Owner
 from splitferry_protocol.errors import (
@@ -387,6 +395,7 @@ async def test_an_unfinished_older_version_is_not_placed_over_a_newer_one(
             await newer.settle(completed(b"new"))
     assert (await older.settle(completed(b"old"))).status is Status.COMPLETED
     assert (root / "item").read_bytes() == b"new"
+    assert temporaries(root) == []
     verdict = await publish(target, item(version=2, sequence=2), b"new")
     assert verdict.status is Status.COMPLETED
     assert (root / "item").read_bytes() == b"new"
@@ -533,7 +542,17 @@ async def test_an_obstacle_between_the_two_phases_turns_the_verdict(
     assert (await publish(target, item(version=1, sequence=2), b"bytes")).status == "completed"
 
 
-async def test_one_bad_item_in_a_batch_leaves_the_others(target: FileTarget, root: Path) -> None:
+async def test_one_bad_item_in_a_batch_leaves_the_others(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = target.tree.place
+
+    def placed(source: str, directory: int, unique_id: str) -> None:
+        if unique_id == "f5":
+            raise OSError(errno.EIO, "Input/output error")
+        place(source, directory, unique_id)
+
+    monkeypatch.setattr(target.tree, "place", placed)
     items = [item("b/x" if n == 3 else f"f{n}", sequence=n) for n in range(8)]
     files = [await received(target, what, b"bytes") for what in items]
     (root / "b").write_bytes(b"")
@@ -543,8 +562,84 @@ async def test_one_bad_item_in_a_batch_leaves_the_others(target: FileTarget, roo
     while len(target.settling._waiting) < len(items):
         await asyncio.sleep(0)
     gate.set()
-    statuses = [(await one).status for one in settled]
-    assert statuses == ["failed" if n == 3 else "completed" for n in range(8)]
+    outcomes = await asyncio.gather(*settled, return_exceptions=True)
+    statuses = [getattr(one, "status", type(one)) for one in outcomes]
+    bad = {3: "failed", 5: OSError}
+    assert statuses == [bad.get(n, "completed") for n in range(8)]
+
+
+async def test_a_row_promises_only_what_can_be_kept(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the items before it came to, the name of its file is durable before its verdict."""
+    order: list[str] = []
+    check, sync, transaction = target.tree.check, os.fsync, target.settling._catalogue.transaction
+
+    def checked(unique_id: str) -> None:
+        if unique_id == "ill":
+            raise OSError(errno.EIO, "Input/output error")
+        check(unique_id)
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        order.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    @contextmanager
+    def committed() -> Iterator[None]:
+        with transaction():
+            yield
+        order.append("commit")
+
+    items = [item(name, sequence=n) for n, name in enumerate(("expired", "taken", "ill", "good"))]
+    files = [await received(target, what, b"bytes") for what in items]
+    (root / "taken").mkdir()
+    monkeypatch.setattr(target.tree, "check", checked)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(target.settling._catalogue, "transaction", committed)
+    gate = threading.Event()
+    target.settling.submit(lambda: assert_set(gate))
+    proposals = [expired(items[0]), *[completed(b"bytes")] * 3]
+    settled = [
+        asyncio.ensure_future(one.settle(proposal))
+        for one, proposal in zip(files, proposals, strict=True)
+    ]
+    while len(target.settling._waiting) < len(files):
+        await asyncio.sleep(0)
+    gate.set()
+    outcomes = await asyncio.gather(*settled, return_exceptions=True)
+    assert [getattr(one, "status", type(one)) for one in outcomes] == [
+        "expired",
+        "failed",
+        OSError,
+        "completed",
+    ]
+    assert target.owner.name in order[: order.index("commit")]
+
+
+async def test_what_does_not_go_into_one_batch_goes_into_the_next(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "BATCH", 2)
+    commits: list[None] = []
+    transaction = target.settling._catalogue.transaction
+
+    @contextmanager
+    def committed() -> Iterator[None]:
+        with transaction():
+            yield
+        commits.append(None)
+
+    files = [await received(target, item(f"f{n}", sequence=n), b"bytes") for n in range(5)]
+    monkeypatch.setattr(target.settling._catalogue, "transaction", committed)
+    gate = threading.Event()
+    target.settling.submit(lambda: assert_set(gate))
+    settled = [asyncio.ensure_future(one.settle(completed(b"bytes"))) for one in files]
+    while len(target.settling._waiting) < len(files):
+        await asyncio.sleep(0)
+    gate.set()
+    async with asyncio.timeout(10):
+        assert [(await one).status for one in settled] == ["completed"] * 5
+    assert len(commits) == 2 * 3  # Two transactions for each batch of 2, 2 and 1.
 
 
 async def test_a_batch_is_durable_before_it_is_judged(
@@ -639,6 +734,9 @@ async def test_the_quota_counts_published_and_temporary_bytes(root: Path) -> Non
     other = await FileTarget.open(root, quota=45_000)
     incoming = await received(other, item("c", sequence=4), bytes(8_000))
     assert (await publish(target, item("d", 1, 5), bytes(8_000))).status is Status.COMPLETED
+    assert other.settling.published == 30_000  # What others add is counted from the next sweep.
+    await other.sweep()
+    assert other.settling.published == 38_000
     verdict = await incoming.settle(completed(bytes(8_000)))
     assert isinstance(verdict.error, BatchTransferFailed)
     assert "quota 45000" in verdict.error.reason
@@ -650,7 +748,8 @@ async def test_published_bytes_are_never_counted_twice(
     target: FileTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     incoming = await received(target, item(), bytes(8192))
-    monkeypatch.setattr(incoming, "discard", lambda: None)
+    for later in ("placed", "discard"):
+        monkeypatch.setattr(incoming, later, lambda: None)
     await incoming.settle(completed(bytes(8192)))
     assert (target.settling.published, target.held) == (8192, 0)
     monkeypatch.undo()
@@ -838,12 +937,12 @@ async def test_a_cancelled_settle_leaves_a_whole_state(target: FileTarget, root:
     incoming = await received(target, item(), b"bytes")
     gate = threading.Event()
     target.settling.submit(lambda: assert_set(gate))
-    settling = asyncio.ensure_future(incoming.settle(completed(b"bytes")))
+    settled = asyncio.ensure_future(incoming.settle(completed(b"bytes")))
     while not target.settling._waiting:
         await asyncio.sleep(0)
-    settling.cancel()
+    settled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await settling
+        await settled
     await target.in_thread(incoming.discard)
     gate.set()
     await caught_up(target)
@@ -984,8 +1083,9 @@ def test_a_newer_catalogue_is_refused(root: Path) -> None:
     with sqlite3.connect(root / ".splitferry/catalog.db") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(TargetUnusable, match=r"newer splitferry .*upgrade"):
+    with pytest.raises(TargetUnusable, match=r"newer splitferry .*upgrade") as refused:
         FileTarget(root)
+    assert str(refused.value).endswith("or use another root")
     assert list((root / ".splitferry/incoming").iterdir()) == []
 
 
@@ -1140,6 +1240,7 @@ async def test_nothing_stays_open(root: Path) -> None:
         target.settling.run(lambda: target.settling.published)
         held = len(os.listdir("/proc/self/fd"))
         incoming.discard()
+        asyncio.run(publish(target, item("other", sequence=2), b"bytes"))
         shutil.rmtree(root / ".splitferry/incoming")
         target._sweep()
         assert len(os.listdir("/proc/self/fd")) == held - 1
@@ -1177,14 +1278,46 @@ async def test_what_waits_when_the_target_closes_is_not_settled_any_more(root: P
     while not target.closed:
         await asyncio.sleep(0)
     await asyncio.sleep(0.1)
-    settling = asyncio.ensure_future(target.settling.settle(item(), completed(b"bytes"), incoming))
+    settled = asyncio.ensure_future(target.settling.settle(item(), completed(b"bytes"), incoming))
     while not target.settling._waiting:
         await asyncio.sleep(0)
     gate.set()
     with pytest.raises(Condemned, match="closed"):
-        await settling
+        await settled
     await closing
     assert not (root / "item").exists()
+
+
+async def test_bytes_that_a_verdict_names_outlive_their_owner(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await FileTarget.open(root)
+    incoming = await received(target, item(), b"bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(target.tree, "place", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            await incoming.settle(completed(b"bytes"))
+        await asyncio.to_thread(target.close)
+    assert (len(temporaries(root)), (root / "item").exists()) == (1, False)
+    again = await FileTarget.open(root)
+    assert (root / "item").read_bytes() == b"bytes"
+    assert os.listdir(root / ".splitferry/incoming") == [again.owner.name]
+    await asyncio.to_thread(again.close)
+
+
+async def test_a_temporary_file_is_never_one_that_is_there(target: FileTarget, root: Path) -> None:
+    """Not even by a link, whoever put it there; the next try takes another name."""
+    (root / "victim").write_bytes(b"theirs")
+    own = root / ".splitferry/incoming" / target.owner.name
+    (own / "0").symlink_to(root / "victim")
+    (own / "1").hardlink_to(root / "victim")
+    incoming = target.begin(item())
+    for _ in range(2):
+        with pytest.raises(FileExistsError):
+            await target.in_thread(lambda: incoming.write_at(0, b"ours"))
+    await target.in_thread(lambda: incoming.write_at(0, b"ours"))
+    assert (await incoming.settle(completed(b"ours"))).status is Status.COMPLETED
+    assert (root / "victim").read_bytes() == b"theirs"
 
 
 async def test_files_that_cannot_be_removed_at_the_end_are_swept_by_the_next(
@@ -1288,7 +1421,7 @@ async def test_a_damaged_catalogue_heals_and_each_time_is_told_once(
         incoming = await received(target, item(version=1, sequence=sequence), b"older")
         path.write_bytes(b"\xff" * len(sound))
         with capture_logs() as logs:
-            for _ in range(2):
+            for _ in range(3):
                 with pytest.raises(OSError, match=r"damaged .*restore it from a backup") as failed:
                     await incoming.settle(completed(b"older"))
                 assert failed.value.errno == errno.EIO

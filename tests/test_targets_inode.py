@@ -184,6 +184,7 @@ def test_the_disk_is_set_to_work_on_what_crosses_a_border(
     opened.write_at(half, bytes(half))
     assert hints == [(0, WRITE_BACK)]
     opened.write_at(WRITE_BACK, bytes(1))
+    opened.write_at(WRITE_BACK + 1, bytes(1))
     assert len(hints) == 1
     opened.write_at(2 * WRITE_BACK - 5, bytes(10))
     assert hints[1:] == [(WRITE_BACK, WRITE_BACK + 5)]

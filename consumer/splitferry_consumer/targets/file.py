@@ -138,7 +138,6 @@ class FileTarget:
         _replace(self.incoming, self._open_incoming())
         removed, self.owner = self.owner, Owner.create(self.incoming)
         removed.release()
-        self._left.clear()
         log.warning("our directories were removed and are made anew", root=self.root)
 
     @classmethod
