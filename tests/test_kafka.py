@@ -236,7 +236,11 @@ async def test_a_topic_that_takes_no_records_is_named(
         await admin.delete_topics([member.names.results])
     with pytest.raises(TransportError, match=f"topic {member.names.results} took no records"):
         await writer.publish([member.told(b"b")], lambda _: (2, ""))
+    # What it still has to send is never taken. Whoever sends it would go on, and connect anew.
+    producer: Any = writer._producer
     await writer.close()
+    assert producer._sender.sender_task.done()
+    assert not any(connection.connected() for connection in producer.client._conns.values())
 
 
 async def test_a_client_that_asserts_what_is_not_so_is_met_as_any_other_trouble(

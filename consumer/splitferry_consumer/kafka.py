@@ -523,6 +523,9 @@ def _refuse(sent: Sequence[Any]) -> None:
 
 
 async def stop_producer(producer: AIOKafkaProducer) -> None:
-    """`stop` ends with the error of a fenced producer, and leaves its connections open then."""
+    """`stop` ends with the error of a fenced producer, and leaves its connections open then. Given
+    up while it waits for records that nobody takes, it leaves a sender that would connect anew."""
     await bounded(producer.stop())
+    if producer._sender is not None:
+        await bounded(producer._sender.close())
     await bounded(producer.client.close())
