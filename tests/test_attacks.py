@@ -105,7 +105,7 @@ async def attack(
     goal = count if first_open is None else first_open
     with memory() as measured:
         async with owning(make, count, root, rules) as flood:
-            await until(lambda: flood.watermark == goal and flood.read, BOUND)
+            await until(lambda: flood.watermark == goal and flood.read and not flood.kept, BOUND)
     assert flood.largest <= TRANSACTION
     return flood, measured.peak
 
