@@ -28,21 +28,13 @@ class _Rate(ProgressColumn):
         return Text("?" if task.speed is None else f"{human_size(task.speed)}/s")
 
 
-class Bars:
-    """Shown only where a person looks on. `total` is bytes, None when it is not known."""
+class Shown:
+    """Progress in `columns`, for a block. Shown only where a person looks on."""
 
-    def __init__(self, output: Output, total: int | None) -> None:
+    def __init__(self, output: Output, *columns: ProgressColumn) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            _Rate(),
-            TimeRemainingColumn(),
-            console=output.console,
-            transient=True,
-            disable=not output.live,
+            *columns, console=output.console, transient=True, disable=not output.live
         )
-        self._whole = self._progress.add_task("all", total=total)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -55,6 +47,21 @@ class Bars:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+class Bars(Shown):
+    """`total` is bytes, None when it is not known."""
+
+    def __init__(self, output: Output, total: int | None) -> None:
+        super().__init__(
+            output,
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        self._whole = self._progress.add_task("all", total=total)
 
     @contextlib.contextmanager
     def item(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:

@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import click
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from splitferry_consumer.log_reader import LogReader
@@ -25,6 +24,7 @@ from splitferry_consumer.transport import TransportError
 from splitferry_protocol.ids import RequestId
 
 from . import open_files
+from .bars import Shown
 from .command import Command, Common, run
 from .failures import Failure
 from .options import option
@@ -185,10 +185,18 @@ async def _files(to: Path | None, threads: ThreadPoolExecutor) -> AsyncIterator[
         await asyncio.to_thread(files.close)
 
 
-class Account:
+class Account(Shown):
     """What a replay tells: a line for each request, a bar for who looks on, and the sum."""
 
     def __init__(self, output: Output, asked: set[RequestId]) -> None:
+        super().__init__(
+            output,
+            TextColumn("replay"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[read]}"),
+            TimeRemainingColumn(),
+        )
         self._output = output
         self._asked = asked
         self._outcomes: Counter[Outcome] = Counter()
@@ -196,29 +204,7 @@ class Account:
         self._to_read = self._have_read = self._bytes = 0
         """The first two in offsets: how many bytes lie behind one is not known."""
         self._shown_at = 0.0
-        self._progress = Progress(
-            TextColumn("replay"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[read]}"),
-            TimeRemainingColumn(),
-            console=output.console,
-            transient=True,
-            disable=not output.live,
-        )
         self._bar = self._progress.add_task("", total=0, read="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     # ---- what it is told
 

@@ -148,7 +148,6 @@ class AiokafkaTransport:
         self._inquiry = Inquiry(client_options)
         self._consumer: AIOKafkaConsumer | None = None
         self._fetches: Fetches  # with the consumer
-        self._fetch_size = FETCH_MAX
         self._heard: dict[int, tuple[int, float]] = {}
         """When aiokafka last heard of a partition, by its clock and by ours."""
 
@@ -161,7 +160,7 @@ class AiokafkaTransport:
     async def _join(self, listener: ConsumerRebalanceListener) -> None:
         partitions = max(1, len((await self._inquiry.topic(self._splits_topic)).leaders))
         milliseconds = int(self._session_timeout * 1000)
-        self._fetch_size = max(1024 * 1024, min(FETCH_MAX, FETCH_BUDGET // partitions))
+        fetch_size = max(1024 * 1024, min(FETCH_MAX, FETCH_BUDGET // partitions))
         self._consumer = AIOKafkaConsumer(
             **self._options,
             group_id=self._group,
@@ -171,7 +170,7 @@ class AiokafkaTransport:
             auto_offset_reset="none",
             # The contract's own CRC-32C covers every value.
             check_crcs=False,
-            max_partition_fetch_bytes=self._fetch_size,
+            max_partition_fetch_bytes=fetch_size,
             fetch_max_bytes=FETCH_MAX,
             # A partition that goes on after a pause has to wait until the fetch under way has
             # ended, and a fetch without news lasts this long.
@@ -183,7 +182,7 @@ class AiokafkaTransport:
             # How late an added partition may be noticed.
             metadata_max_age_ms=10_000,
         )
-        self._fetches = Fetches(self._consumer, self._fetch_size)
+        self._fetches = Fetches(self._consumer, fetch_size)
         self._consumer.subscribe([self._splits_topic], listener=listener)
         await within(REQUEST_BOUND, self._consumer.start())
 
@@ -262,14 +261,11 @@ class AiokafkaTransport:
 
     def end(self, partition: int) -> int | None:
         assert self._consumer is not None
-        tp = TopicPartition(self._splits_topic, partition)
-        if tp not in self._consumer.assignment():
-            return None
         # A paused partition is not asked for, and a dead connection brings no answers: what
-        # was heard last says nothing then.
+        # was heard last says nothing then. One that is not ours is never heard.
         if self.silence(partition) > HEARD_BOUND:
             return None
-        end: int | None = self._consumer.highwater(tp)
+        end: int | None = self._consumer.highwater(TopicPartition(self._splits_topic, partition))
         return end
 
     def stable_end(self, partition: int) -> int | None:
