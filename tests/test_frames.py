@@ -68,8 +68,8 @@ async def test_a_large_answer_is_read_as_views_of_one_buffer(
 class Peer:
     """A broker that says its versions, and then what a test wants."""
 
-    def __init__(self, answer: bytes, *, ends: bool = False) -> None:
-        self.answer = answer
+    def __init__(self, *parts: bytes, ends: bool = False) -> None:
+        self.parts = parts
         self.ends = ends
         self.done = asyncio.Event()
 
@@ -77,7 +77,9 @@ class Peer:
         versions = await self._request(reader)
         writer.write(struct.pack(">iihihhh", 16, versions, 0, 1, FetchRequest.API_KEY, 4, 11))
         await self._request(reader)
-        writer.write(self.answer)
+        for part in self.parts:
+            writer.write(part)
+            await asyncio.sleep(0.001)
         with suppress(ConnectionError):
             if not self.ends:
                 await reader.read()
@@ -91,9 +93,10 @@ class Peer:
         return correlation_id
 
 
-def response(correlation_id: int) -> bytes:
-    """Of version 11, without topics."""
-    content = struct.pack(">iihii", correlation_id, 0, 0, 0, 0)
+def response(correlation_id: int, topic: str = "") -> bytes:
+    """Of version 11, with no topic, or one without partitions."""
+    topics = struct.pack(">h", len(topic)) + topic.encode() + bytes(4) if topic else b""
+    content = struct.pack(">iihii", correlation_id, 0, 0, 0, bool(topic)) + topics
     return struct.pack(">i", len(content)) + content
 
 
@@ -122,6 +125,25 @@ async def test_the_next_answer_is_awaited_after_a_good_one() -> None:
     connected, answer = await ask(Peer(response(2)))
     assert connected
     assert answer.topics == []
+
+
+async def test_the_loop_is_not_woken_for_each_piece_of_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+    updated = Frames.buffer_updated
+
+    def noted(frames: Frames, nbytes: int) -> None:
+        sizes.append(nbytes)
+        updated(frames, nbytes)
+
+    monkeypatch.setattr(Frames, "buffer_updated", noted)
+    answer = response(2, topic="t" * 30_000)
+    parts = [answer[at : at + 1000] for at in range(0, len(answer), 1000)]
+    connected, told = await ask(Peer(*parts))
+    assert connected
+    assert [name for name, _ in told.topics] == ["t" * 30_000]
+    assert sizes == [4, len(answer) - 4]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tenacity import wait_none
@@ -27,13 +29,21 @@ from bench import (
 from splitferry_consumer import group as group_module
 from splitferry_consumer.flow import weight
 from splitferry_consumer.group import (
+    PROMPT_MAX,
     WHOLE_MAX,
     Ending,
-    SettleTaken,
     WriteSplitDataTaskHandle,
     take_whole,
 )
-from splitferry_consumer.targets import Condemned, Item, Refused, Verdict, settle_each
+from splitferry_consumer.targets import (
+    Condemned,
+    Item,
+    Refused,
+    Taken,
+    Target,
+    Verdict,
+    settle_each,
+)
 from splitferry_protocol.errors import (
     BatchTransferFailed,
     SplitTaskFailed,
@@ -41,6 +51,8 @@ from splitferry_protocol.errors import (
 )
 from splitferry_protocol.ids import RequestId, RequestKey
 from splitferry_protocol.records import Block, Status
+
+WriteAt = Callable[[int, memoryview | bytes], None]
 
 
 @pytest.fixture
@@ -542,21 +554,30 @@ async def test_closing_before_the_first_step_leaves_nothing(bench: Bench) -> Non
 # ---- items that came whole
 
 
+@dataclass
+class Taking:
+    """What `take_whole` asks of a target."""
+
+    in_memory: bool = False
+    settle_taken: Callable[[Sequence[Taken]], Awaitable[None]] = settle_each
+
+
 def take(
-    bench: Bench, *payloads: bytes, settle: SettleTaken = settle_each
+    bench: Bench, *payloads: bytes, block: Block = Block.FILE, target: Taking | None = None
 ) -> list[tuple[WriteSplitDataTaskHandle, Faulty, Recorder]]:
     """Have items taken together, of each of which one split brought all. Awaits nothing."""
     made = []
     for number, payload in enumerate(payloads):
         item = Item(RequestKey("group", "splits", 3, RequestId(7, number), number), f"{number}", 1)
-        group, incoming, reports = bench.group(item=item)
+        group, incoming, reports = bench.group(block, item)
         handle = WriteSplitDataTaskHandle(group, reports)
         bench.handles.append(handle)
         handle.submit_split(task(0, payload))
         handle.end(complete(payload, hashlib.sha256(payload).digest()))
         assert handle.whole
         made.append((handle, incoming, reports))
-    take_whole([handle for handle, _, _ in made], settle, bench.threads)
+    handles = [handle for handle, _, _ in made]
+    take_whole(handles, cast("Target", target or Taking()), bench.threads)
     return made
 
 
@@ -577,6 +598,32 @@ async def test_items_that_came_whole_are_settled_without_a_task_each(bench: Benc
         assert handle._task is None
         assert incoming.calls == ["take", "settle"]
     assert bench.gauge.bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("in_memory", "sizes", "on_the_loop"),
+    [
+        (True, [PROMPT_MAX // 2, PROMPT_MAX // 2], True),
+        (True, [PROMPT_MAX // 2, PROMPT_MAX // 2, 1], False),
+        (False, [1, 1], False),
+    ],
+    ids=["a little in memory", "too much at once", "on a disk"],
+)
+async def test_only_a_little_in_memory_is_taken_on_the_event_loop(
+    bench: Bench, in_memory: bool, sizes: list[int], on_the_loop: bool
+) -> None:
+    made = take(bench, *map(bytes, sizes), block=Block.MEM, target=Taking(in_memory))
+    threads: set[int] = set()
+    for _, incoming, _ in made:
+        write_at = incoming.inner.write_at
+
+        def noted(offset: int, data: memoryview | bytes, write_at: WriteAt = write_at) -> None:
+            threads.add(threading.get_ident())
+            write_at(offset, data)
+
+        incoming.inner.write_at = noted  # type: ignore[method-assign]
+    assert await told(made) == [Status.COMPLETED] * len(sizes)
+    assert (threads == {threading.get_ident()}) is on_the_loop
 
 
 @pytest.mark.parametrize("size", [WHOLE_MAX, WHOLE_MAX + 1])
@@ -623,7 +670,10 @@ async def test_what_fails_for_many_is_told_by_each_of_them(bench: Bench) -> None
     async def settle(taken: object) -> None:
         raise RuntimeError("a mistake")
 
-    assert await told(take(bench, b"one", b"two", settle=settle)) == ["broken"] * 2
+    assert (
+        await told(take(bench, b"one", b"two", target=Taking(settle_taken=settle)))
+        == ["broken"] * 2
+    )
 
 
 async def test_closing_waits_for_the_step_that_takes_many(bench: Bench) -> None:

@@ -61,6 +61,7 @@ class FaultyTarget:
     plan: Callable[[Faulty], None] | None = None
     refusal: Exception | None = None
     cleared: list[int] = field(default_factory=list)
+    in_memory: bool = False
 
     def begin(self, item: Item) -> Incoming:
         if self.refusal is not None:

@@ -37,7 +37,10 @@ COUNTED_ON_THE_LOOP = 5000
 """Records of one answer that are looked at without a thread: some ms."""
 MEND_PERIOD = 60.0
 """Seconds after a record could not be decoded for which all headers' names are looked at."""
-FETCH_MAX = 4 * 1024 * 1024
+FETCH_ROOM = 64 * 1024
+"""Bytes of a response for all that is not payload. Without it 7 splits of 512 KiB come, and most
+of an eighth, which is then asked for again."""
+FETCH_MAX = 4 * 1024 * 1024 + FETCH_ROOM
 """Bytes of one response, of all partitions: on a slow network it has to come in time."""
 
 

@@ -10,7 +10,9 @@ only what reads the answers is replaced, on connections that nothing but fetches
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -23,6 +25,9 @@ FETCHES: Any = "fetches"
 """aiokafka's client keeps connections apart by such a name, whatever it is."""
 ANSWER_MAX = 256 * 1024 * 1024
 """Bytes: above every batch that a topic of ours takes, and below what would break us."""
+_AT_ONCE = 256 * 1024
+"""Bytes of an answer that are waited for before the event loop is woken. With more of them the
+broker and the loop take turns."""
 _SHORT = 64 * 1024
 """Bytes: above every text of the protocol, which has to be copied to be decoded."""
 
@@ -50,7 +55,11 @@ class Frames(asyncio.BufferedProtocol):
         self._filled = 0
         connection._read_task.cancel()
         connection._protocol = self
-        connection._writer.transport.set_protocol(self)
+        transport = connection._writer.transport
+        self._socket = transport.get_extra_info("socket")
+        self._encrypted = transport.get_extra_info("sslcontext") is not None
+        self._awaited = 1
+        transport.set_protocol(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer[self._filled :]
@@ -58,6 +67,7 @@ class Frames(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._filled += nbytes
         if self._filled < len(self._buffer):
+            self._await(len(self._buffer) - self._filled)
             return
         full, self._filled = self._buffer, 0
         try:
@@ -66,12 +76,26 @@ class Frames(asyncio.BufferedProtocol):
                 if not len(self._length) <= size <= ANSWER_MAX:
                     raise ValueError(f"an answer of {size} bytes")
                 self._buffer = memoryview(bytearray(size))
+                self._await(size)
             else:
                 self._buffer = memoryview(self._length)
+                self._await(1)
                 self._answered(full)
         except Exception as error:  # noqa: BLE001 - whoever waits for the answer is told
             log.error("unexpected answer to a fetch", error=repr(error))
             self._connection.close(CloseReason.OUT_OF_SYNC, error)
+
+    def _await(self, left: int) -> None:
+        """Have the loop woken for many of the `left` bytes at once, never for more than those.
+
+        Not with TLS: of what is left, its layer may hold some already, so that the socket never
+        has as many.
+        """
+        wanted = 1 if self._encrypted else min(left, _AT_ONCE)
+        if wanted != self._awaited:
+            self._awaited = wanted
+            with suppress(OSError):  # It only saves time.
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
 
     def _answered(self, frame: memoryview) -> None:
         connection = self._connection

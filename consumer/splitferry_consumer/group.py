@@ -42,7 +42,7 @@ from splitferry_protocol.records import Block, Split, Status
 from . import tracing
 from .coverage import Coverage, Range
 from .flow import Gauge, weight
-from .targets import Incoming, Item, Refused, Taken, Verdict
+from .targets import Incoming, Item, Refused, Taken, Target, Verdict
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +53,10 @@ WHOLE_ITEMS = 64
 each, and none is told of before all are written."""
 WHOLE_MAX = BATCH // WHOLE_ITEMS
 """Bytes of an item that goes with others."""
+PROMPT_MAX = 256 * 1024
+"""Bytes of whole items together that a target in memory takes on the event loop: some 100 µs of
+copying and hashing. In a thread each system call of theirs waits for the interpreter's lock, which
+costs more than all else."""
 READ_BACK = 1024 * 1024
 """Bytes read at once when the digest catches up from the target."""
 PAUSES = wait_exponential_jitter(multiplier=0.1, max=2.0, jitter=0.1)
@@ -508,23 +512,17 @@ class WriteSplitDataTaskHandle:
             self._reports.broken(error)
 
 
-SettleTaken = Callable[[Sequence[Taken]], Awaitable[None]]
-
-
 def take_whole(
-    handles: Sequence[WriteSplitDataTaskHandle], settle: SettleTaken, threads: Executor
+    handles: Sequence[WriteSplitDataTaskHandle], target: Target, threads: Executor
 ) -> None:
-    """Have the target take and settle items that came whole, instead of starting their handles.
-
-    `settle` is its `settle_taken`.
-    """
-    step = asyncio.create_task(_take_whole(handles, settle, threads))
+    """Have their target take and settle items that came whole, instead of starting the handles."""
+    step = asyncio.create_task(_take_whole(handles, target, threads))
     for handle in handles:
         handle._group._thread = step
 
 
 async def _take_whole(
-    handles: Sequence[WriteSplitDataTaskHandle], settle: SettleTaken, threads: Executor
+    handles: Sequence[WriteSplitDataTaskHandle], target: Target, threads: Executor
 ) -> None:
     # Closing one later takes its task away.
     work = [(handle, handle._group, handle._group._tasks[0]) for handle in handles]
@@ -533,14 +531,18 @@ async def _take_whole(
         return [group.take(task) for _, group, task in work]
 
     try:
-        outcomes = await asyncio.get_running_loop().run_in_executor(threads, take)
+        size = sum(len(task.split.payload) for _, _, task in work)
+        if target.in_memory and size <= PROMPT_MAX:
+            outcomes = take()
+        else:
+            outcomes = await asyncio.get_running_loop().run_in_executor(threads, take)
         taken: list[Taken] = []
         for (handle, group, _), outcome in zip(work, outcomes, strict=True):
             if isinstance(outcome, Verdict):
                 taken.append(group.taken(outcome, handle._told))
             else:
                 handle._told(outcome)
-        await settle(taken)
+        await target.settle_taken(taken)
     except Exception as error:  # noqa: BLE001
         # It is of none of them, and nobody else would tell the partition.
         for handle, _, _ in work:

@@ -42,7 +42,15 @@ from splitferry_protocol.rights import GROUP, TOPIC, TRANSACTIONAL_ID, Right
 
 from .bookmark import TopicIds
 from .bounded import Leaked, bounded, is_ours, within
-from .fetching import FETCH_MAX, POLL_MAX, REQUEST_BOUND, Fetches, as_record, stop_consumer
+from .fetching import (
+    FETCH_MAX,
+    FETCH_ROOM,
+    POLL_MAX,
+    REQUEST_BOUND,
+    Fetches,
+    as_record,
+    stop_consumer,
+)
 from .inquiry import Inquiry, diagnosis, reason
 from .log_reader import read_log
 from .transport import (
@@ -160,7 +168,7 @@ class AiokafkaTransport:
     async def _join(self, listener: ConsumerRebalanceListener) -> None:
         partitions = max(1, len((await self._inquiry.topic(self._splits_topic)).leaders))
         milliseconds = int(self._session_timeout * 1000)
-        fetch_size = max(1024 * 1024, min(FETCH_MAX, FETCH_BUDGET // partitions))
+        fetch_size = min(FETCH_MAX, max(1024 * 1024, FETCH_BUDGET // partitions) + FETCH_ROOM)
         self._consumer = AIOKafkaConsumer(
             **self._options,
             group_id=self._group,

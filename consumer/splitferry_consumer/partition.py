@@ -339,7 +339,7 @@ class Partition:
         for block, handles in self._whole.items():
             for start in range(0, len(handles), WHOLE_ITEMS):
                 some = handles[start : start + WHOLE_ITEMS]
-                take_whole(some, self._targets[block].settle_taken, self._workshop.threads)
+                take_whole(some, self._targets[block], self._workshop.threads)
             handles.clear()
 
     # ---- publishing: what is settled is told

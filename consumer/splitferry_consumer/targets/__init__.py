@@ -123,6 +123,9 @@ async def settle_each(taken: Sequence[Taken]) -> None:
 class Target(Protocol):
     """A place for items of one block type."""
 
+    in_memory: bool
+    """Whether `Incoming.take` waits for no disk: a little of it may be done on the event loop."""
+
     def begin(self, item: Item) -> Incoming:
         """Start a request. No I/O: the first write does it."""
 

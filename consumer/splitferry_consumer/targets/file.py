@@ -63,6 +63,8 @@ class FileTarget:
         closed: nothing can be written any more.
     """
 
+    in_memory = False
+
     def __init__(
         self,
         root: str | os.PathLike[str],

@@ -52,6 +52,8 @@ class HandlerTarget:
     fails the request.
     """
 
+    in_memory = True
+
     def __init__(self, handler: Handler, limit: MemoryLimit) -> None:
         self.handler = handler
         self.limit = limit

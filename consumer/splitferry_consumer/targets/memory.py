@@ -51,6 +51,8 @@ LIFETIME = 600.0
 class MemoryTarget:
     """Makes segments in the shared memory of this host. Needs Linux; elsewhere it refuses all."""
 
+    in_memory = True
+
     def __init__(
         self,
         limit: MemoryLimit,

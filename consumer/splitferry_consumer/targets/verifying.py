@@ -17,6 +17,8 @@ class VerifyingTarget:
     """The bytes of each request on its way lie in a nameless file of the system's directory for
     temporary files (TMPDIR), which ends with the request, or with the process."""
 
+    in_memory = False
+
     def begin(self, item: Item) -> VerifyingIncoming:
         """See `Target.begin`."""
         return VerifyingIncoming()
