@@ -150,6 +150,22 @@ async def test_a_segment_with_a_hole_is_condemned(target: MemoryTarget) -> None:
     await target.in_thread(incoming.discard)
 
 
+async def test_taking_a_small_item_never_looks_through_the_announced_ones(
+    target: MemoryTarget,
+) -> None:
+    """It may be done on the event loop, and they may be many."""
+    target.limit.limit = 4096
+    incoming, _ = await announced(target, b"first")
+    second = target.begin(item(2))
+    with pytest.raises(OSError, match="memory limit"):
+        second.take(b"second", completed(b"second"))
+    # In a thread, as whoever tries it again does, room is found: their lifetime is over.
+    await target.in_thread(lambda: second.write_at(0, b"second"))
+    assert (await second.settle(completed(b"second"))).status is Status.COMPLETED
+    await target.in_thread(second.discard)
+    await target.in_thread(incoming.discard)
+
+
 async def test_the_limit_heals_when_a_reader_frees_or_the_lifetime_ends() -> None:
     target = await MemoryTarget.open(MemoryLimit(MIB))
     _, name = await announced(target, bytes(MIB // 2))

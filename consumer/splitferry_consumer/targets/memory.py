@@ -155,11 +155,16 @@ class MemoryTarget:
     async def in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    def admit(self, item: Item, held: int, size: int) -> None:
-        """Grant `size` bytes more. Raises OSError, Refused."""
+    def admit(self, item: Item, held: int, size: int, search: bool) -> None:
+        """Grant `size` bytes more, of those that have become free after a `search`, if need be.
+
+        Raises OSError, Refused.
+        """
         try:
             self.limit.take(item, held, size)
         except OSError:
+            if not search:
+                raise
             self._expire()
             self.limit.take(item, held, size)
 
@@ -248,6 +253,7 @@ class SegmentIncoming:
         self._part = f"{number}.part"
         self._number = number
         self._lock = threading.Lock()
+        self._taking = False
         self._inode: Inode | None = None
         self._dropped = False
         self._verdict: Verdict | None = None
@@ -281,9 +287,17 @@ class SegmentIncoming:
         return self._verdict
 
     def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
-        """See `Incoming.take`. The verdict is final with it."""
-        self.write_at(0, data)
-        self._finish(proposal, len(data))
+        """See `Incoming.take`. The verdict is final with it.
+
+        Without room it fails at once: the event loop, on which it may run, is not for a look
+        through all announced segments. Whoever tries again, in a thread, does look.
+        """
+        self._taking = True
+        try:
+            self.write_at(0, data)
+            self._finish(proposal, len(data))
+        finally:
+            self._taking = False
 
     def discard(self) -> None:
         """See `Incoming.discard`. After `settle`: takes the segment away, as if it never was.
@@ -324,7 +338,7 @@ class SegmentIncoming:
 
     def _admit(self, size: int) -> None:
         held = 0 if self._inode is None else self._inode.charged
-        self._target.admit(self._item, held, size)
+        self._target.admit(self._item, held, size, search=not self._taking)
 
     def _finish(self, proposal: Verdict, size: int) -> Verdict:
         """Give the segment its final name. Raises OSError, Refused, Condemned."""
