@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from load import MIB, Load, Stage
+from load import KIB, MIB, Load, Stage
 from splitferry_cli.topic_rules import Names
 from splitferry_protocol.codec import decode_outcome
 from splitferry_protocol.records import Block, Result
 from watched import Ended, Measurement, Watched, watched
 
 HERE = Path(__file__).parent
-FETCH_BYTES = 4 * MIB
-"""Of each partition. With 2 MiB aiokafka drains as fast, with 1 and with 8 more slowly."""
+FETCH_BYTES = 4 * MIB + 64 * KIB
+"""Of each partition, as `FETCH_MAX` of the consumer. With 2 MiB aiokafka drains as fast, with 1 and
+with 8 more slowly."""
 TIMEOUT = 240.0
 """Seconds after which a side counts as stuck."""
 CONSUME = ("-m", "splitferry_cli", "consume")
