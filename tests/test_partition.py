@@ -436,7 +436,9 @@ async def test_a_request_that_cannot_be_written_fails_and_the_partition_goes_on(
     place.file.plan = lambda incoming: incoming.plan("write_at", EIO)
     place.kafka.send(file(1, 0, b"ab", total=4))
     place.kafka.send(split(2, 0, b"ok", total=2))
-    await place.finish(place.own(write_timeout=0))
+    owner = place.own(write_timeout=0)
+    await until(lambda: len(results(place.kafka)) == 2)
+    await place.finish(owner)
     found = {r.request.sequence: r for r in results(place.kafka)}
     assert (found[1].status, found[2].status) == (Status.FAILED, Status.COMPLETED)
     assert found[1].error is not None
