@@ -52,10 +52,11 @@ MODULES = {
     "publisher": Module([f"{CONSUMER}/publisher.py"], _files("publisher")),
     "target": Module(
         [
-            *(f"{CONSUMER}/targets/{name}.py" for name in ("file", "settling", "inode")),
+            *(f"{CONSUMER}/targets/{name}.py" for name in ("file", "settling", "inode", "owner")),
             f"{CONSUMER}/catalogue.py",
+            f"{CONSUMER}/paths.py",
         ],
-        _files("targets_file", "catalogue", "hostile_paths", "modes"),
+        _files(*("targets_file", "targets_inode", "catalogue", "paths", "hostile_paths", "modes")),
     ),
 }
 
