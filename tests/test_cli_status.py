@@ -10,8 +10,8 @@ from rich.console import Console
 from splitferry_cli.cluster import Members
 from splitferry_cli.output import Output
 from splitferry_cli.status import Look, _rows, _screen
-from splitferry_consumer.onlooker import PartitionView
-from splitferry_consumer.survey import RequestView
+from splitferry_consumer.onlooker import SurveyedPartition
+from splitferry_consumer.survey import SurveyedRequest
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Status
 
@@ -21,10 +21,10 @@ ABORT = f'splitferry abort {ONE} --group archive --reason "TEXT"'
 
 def seen(owner: str | None, status: Status | None = None) -> Look:
     """One partition whose W is held by a request that got its last bytes long ago."""
-    holder = RequestView(
+    holder = SurveyedRequest(
         ONE, 3, "a", 1, "file", status, None, 40, 20, [(20, 40)], 1, opened_at=0, grown_at=0
     )
-    view = PartitionView(0, 3, 0, 5, 5, 3, 5, 1, 0, holder, [holder])
+    view = SurveyedPartition(0, 3, 0, 5, 5, 3, 5, 1, 0, holder, [holder])
     return Look([view], Members("Stable", 1, {} if owner is None else {0: owner}))
 
 

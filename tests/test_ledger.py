@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.flow import RECORD_OVERHEAD
 from splitferry_consumer.ledger import Decision, Ledger, Limits, Told
-from splitferry_consumer.request import Phase, ReceiveState
+from splitferry_consumer.request import ReceiveState, RequestPhase
 from splitferry_consumer.targets import Verdict
 from splitferry_consumer.transport import Record
 from splitferry_protocol.codec import InvalidRecord
@@ -335,7 +335,11 @@ def test_a_result_is_what_the_splits_said_and_what_the_verdict_was(
     phases.append(state.phase)
     batch = ledger.gather()
     assert batch is not None
-    assert [*phases, state.phase] == [Phase.ENDED, Phase.SETTLED, Phase.PUBLISHING]
+    assert [*phases, state.phase] == [
+        RequestPhase.ENDED,
+        RequestPhase.SETTLED,
+        RequestPhase.PUBLISHING,
+    ]
     assert batch.results == [
         Result(
             ONE, "item-1", 1, Block.MEM, {"a": "1"}, "group", Status.FAILED, error, told,

@@ -9,7 +9,7 @@ from memory_transport import DEAD_LETTERS, RESULTS, SPLITS, Fate, Kafka, MemoryT
 from splitferry_consumer.bookmark import Bookmark, TopicIds
 from splitferry_consumer.ledger import Batch, DeadLetter, Ledger
 from splitferry_consumer.publisher import Publisher
-from splitferry_consumer.request import Phase
+from splitferry_consumer.request import RequestPhase
 from splitferry_consumer.targets import Verdict
 from splitferry_consumer.transport import (
     FateUnknown,
@@ -45,7 +45,7 @@ class Desk:
         offset = self.ledger.position
         record = Record(offset, b"a key", value, [("from", b"producer")], timestamp=77)
         for decision in self.ledger.read(record, content, 0.0):
-            if decision.state.phase is Phase.ENDED:
+            if decision.state.phase is RequestPhase.ENDED:
                 state = decision.state
                 verdict = Verdict(state.status, state.error, state.total, b"\1" * 32)
                 self.ledger.settled(state, verdict, finished_at=5)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from splitferry_consumer.pace import Pace
-from splitferry_consumer.request import Phase, ReceiveState, reuses
+from splitferry_consumer.request import ReceiveState, RequestPhase, reuses
 from splitferry_protocol.errors import (
     BatchTransferFailed,
     SplitTaskFailed,
@@ -45,7 +45,7 @@ def test_the_first_split_opens_a_request_without_being_counted() -> None:
         ONE, 7, "item-1", 3, Block.MEM,
     )  # fmt: skip
     assert (state.phase, state.splits, state.coverage.size, state.active_at) == (
-        Phase.OPEN, 0, 0, 10.0,
+        RequestPhase.OPEN, 0, 0, 10.0,
     )  # fmt: skip
     assert (state.opened_at, state.grown_at) == (1000, 1000)
     told = {name: getattr(state, name) for name in facts}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.ledger import DEFAULT_LIMITS
-from splitferry_consumer.request import Phase
-from splitferry_consumer.survey import MISSING_SHOWN, RequestView, Survey
+from splitferry_consumer.request import RequestPhase
+from splitferry_consumer.survey import MISSING_SHOWN, Survey, SurveyedRequest
 from splitferry_consumer.transport import Record
 from splitferry_protocol.codec import InvalidRecord, crc_header, decode_record, encode_split
 from splitferry_protocol.ids import RequestId
@@ -53,7 +53,7 @@ def looked(log: Sequence[Message], start: Bookmark | None = None) -> Survey:
     return made
 
 
-def views(of: Survey) -> list[RequestView]:
+def views(of: Survey) -> list[SurveyedRequest]:
     return list(of.requests(10**6))
 
 
@@ -210,12 +210,12 @@ def test_an_onlooker_knows_what_the_next_owner_would(seed: int, horizon: int) ->
         owner = resembling(world).ledger
         made = begun(world, log)
         expected = {
-            state.request: (state.first, state.phase is Phase.OPEN, list(state.coverage))
+            state.request: (state.first, state.phase is RequestPhase.OPEN, list(state.coverage))
             for state in owner.states.values()
             if same_bytes(state.request)
         }
         found = {
-            state.request: (state.first, state.phase is Phase.OPEN, list(state.coverage))
+            state.request: (state.first, state.phase is RequestPhase.OPEN, list(state.coverage))
             for state in made._ledger.states.values()
             if same_bytes(state.request)
         }

@@ -11,7 +11,7 @@ from memory_transport import RESULTS, SPLITS, Kafka, MemoryTransport, broken
 from owners import rules
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.ledger import Ledger
-from splitferry_consumer.taking import Bounds, Misfit, accepting_loss, misfit, take
+from splitferry_consumer.taking import LogBounds, Misfit, accepting_loss, misfit, take
 from splitferry_consumer.transport import HangingTransaction, Outgoing, Record, TransportError
 from splitferry_protocol.codec import encode_accepted, encode_result
 from splitferry_protocol.ids import RequestId
@@ -157,7 +157,7 @@ async def test_only_results_of_this_group_and_partition_are_obeyed() -> None:
     ],
 )
 def test_a_commit_that_does_not_fit_the_logs_is_told_with_the_remedy(
-    bookmark: Bookmark, splits: Bounds, results: Bounds, remedy: str | None
+    bookmark: Bookmark, splits: LogBounds, results: LogBounds, remedy: str | None
 ) -> None:
     problem = misfit(bookmark, splits, results)
     if remedy is None:
@@ -181,7 +181,7 @@ def test_a_commit_that_does_not_fit_the_logs_is_told_with_the_remedy(
     ],
 )
 def test_accepting_loss_goes_on_from_the_start_of_the_log(
-    bookmark: Bookmark, splits: Bounds, accepted: Bookmark
+    bookmark: Bookmark, splits: LogBounds, accepted: Bookmark
 ) -> None:
     assert accepting_loss(bookmark, splits, (0, 9), 1) == accepted
 

@@ -21,7 +21,7 @@ from splitferry_consumer.ledger import (
     Told,
     WriteSplit,
 )
-from splitferry_consumer.request import Phase, ReceiveState
+from splitferry_consumer.request import ReceiveState, RequestPhase
 from splitferry_consumer.targets import Verdict
 from splitferry_consumer.transport import Record
 from splitferry_protocol.codec import InvalidRecord
@@ -126,7 +126,7 @@ class World:
 
     def compare(self) -> bool:
         for state, incoming in self.incoming.items():
-            if incoming.comparison is not None and state.phase is Phase.OPEN:
+            if incoming.comparison is not None and state.phase is RequestPhase.OPEN:
                 task, incoming.comparison = incoming.comparison, None
                 same = incoming.write(task)
                 self._carry_out(self.ledger.compared(state, same, 0.0))
@@ -134,7 +134,7 @@ class World:
         return False
 
     def settle(self, which: int = 0) -> bool:
-        ended = [s for s in self.incoming if s.phase is Phase.ENDED]
+        ended = [s for s in self.incoming if s.phase is RequestPhase.ENDED]
         if not ended:
             return False
         state = ended[which % len(ended)]

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from splitferry_consumer.log_reader import LogReader
-from splitferry_consumer.onlooker import Onlooker, PartitionView, Seen
-from splitferry_consumer.survey import HELD_MAX, RequestView
+from splitferry_consumer.onlooker import Onlooker, Seen, SurveyedPartition
+from splitferry_consumer.survey import HELD_MAX, SurveyedRequest
 from splitferry_consumer.transport import TransportError
 from splitferry_protocol.records import Status
 
@@ -119,7 +119,7 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    views: Sequence[PartitionView | Unread]
+    views: Sequence[SurveyedPartition | Unread]
     members: Members
 
 
@@ -160,7 +160,7 @@ class _Sight:
 
     async def _partition(
         self, onlooker: Onlooker, progress: Progress | None
-    ) -> PartitionView | Unread:
+    ) -> SurveyedPartition | Unread:
         async with self._turn:
             try:
                 with _bar(progress, onlooker.partition) as seen:
@@ -239,7 +239,7 @@ class _Row:
     """One partition in both forms."""
 
     group: str
-    view: PartitionView
+    view: SurveyedPartition
     members: Members
     now: int
 
@@ -335,7 +335,7 @@ class _Row:
             text.append(f"\n  … and {left} requests more (--limit)", style="dim")
         return text
 
-    def _request_text(self, one: RequestView) -> Text:
+    def _request_text(self, one: SurveyedRequest) -> Text:
         text = Text(f"{one.request}  ")
         if one.status is None:
             text.append("open", style="cyan")
@@ -366,7 +366,7 @@ def _rows(group: str, look: Look) -> list[Row]:
     return rows
 
 
-def _request(one: RequestView) -> dict[str, Any]:
+def _request(one: SurveyedRequest) -> dict[str, Any]:
     return {
         "request": one.request,
         "first": one.first,
@@ -385,7 +385,7 @@ def _request(one: RequestView) -> dict[str, Any]:
     }
 
 
-def _ranges(one: RequestView) -> str:
+def _ranges(one: SurveyedRequest) -> str:
     """`50 to 100, 200 to the end`: first byte, first byte after."""
     shown = ", ".join(
         f"{start} to {'the end' if end is None else end}" for start, end in one.missing

@@ -32,7 +32,7 @@ from splitferry_protocol.records import (
 from .bookmark import Bookmark
 from .coverage import Range
 from .flow import RECORD_OVERHEAD, weight
-from .request import Arrival, Phase, ReceiveState, reuses
+from .request import Arrival, ReceiveState, RequestPhase, reuses
 from .targets import Verdict
 from .transport import Record
 
@@ -219,7 +219,7 @@ class Ledger:
         if state is not None and state.first == result.input.first:
             del self._states[state.request]
             self._holding.pop(state, None)
-            if state.phase is Phase.OPEN:
+            if state.phase is RequestPhase.OPEN:
                 self._open -= 1
             else:
                 self.unsettled -= 1
@@ -236,7 +236,7 @@ class Ledger:
 
     @property
     def open_requests(self) -> list[ReceiveState]:
-        return [state for state in self._states.values() if state.phase is Phase.OPEN]
+        return [state for state in self._states.values() if state.phase is RequestPhase.OPEN]
 
     @property
     def states(self) -> Mapping[RequestId, ReceiveState]:
@@ -357,7 +357,7 @@ class Ledger:
         due: list[ReceiveState] = []
         self._next_horizon = offset + self._horizon
         for state in self._states.values():
-            if state.phase is Phase.OPEN:
+            if state.phase is RequestPhase.OPEN:
                 if state.first + self._horizon > offset:
                     self._next_horizon = state.first + self._horizon
                     break
@@ -372,7 +372,7 @@ class Ledger:
     def _apply(self, state: ReceiveState, arrival: Arrival, now: float) -> Iterator[Decision]:
         """One record of a known request, in its turn."""
         content = arrival.content
-        if state.phase is not Phase.OPEN:
+        if state.phase is not RequestPhase.OPEN:
             self._after_end(state, arrival)
         elif isinstance(content, Split):
             yield from self._receive(state, arrival, content, now)
@@ -459,7 +459,7 @@ class Ledger:
     def _end(
         self, state: ReceiveState, last: int, status: Status, error: WsDataError | None
     ) -> Settle:
-        state.phase = Phase.ENDED
+        state.phase = RequestPhase.ENDED
         self._open -= 1
         self.unsettled += 1
         state.last = last
@@ -470,7 +470,7 @@ class Ledger:
 
     def give_up(self, state: ReceiveState, status: Status, error: WsDataError) -> list[Decision]:
         """The owner ends an open request that no record settles; it ends at the last one read."""
-        if state.phase is not Phase.OPEN:
+        if state.phase is not RequestPhase.OPEN:
             return []
         # What queues behind a comparison is told by this decision, so P stays below it.
         queue = state.waiting[0].offset if state.waiting else self.position
@@ -495,8 +495,8 @@ class Ledger:
         Args:
             finished_at: Unix time in ms.
         """
-        assert state.phase is Phase.ENDED, state.phase
-        state.phase = Phase.SETTLED
+        assert state.phase is RequestPhase.ENDED, state.phase
+        state.phase = RequestPhase.SETTLED
         state.result = Result(
             request=state.request,
             unique_id=state.unique_id,
@@ -639,7 +639,7 @@ class Ledger:
         self._events = kept
         self._ready = self._ready[RESULTS_IN_A_TRANSACTION:]
         for state in states:
-            state.phase = Phase.PUBLISHING
+            state.phase = RequestPhase.PUBLISHING
         self._forget(watermark)
         results = [state.result for state in states if state.result is not None]
         values = [encode_result(result) for result in results]
@@ -699,7 +699,7 @@ class Ledger:
 
 def _undecidable(state: ReceiveState, arrival: Arrival) -> bool:
     """Whether what the record does depends on a comparison, or a verdict, that is under way."""
-    if state.phase is Phase.ENDED:
+    if state.phase is RequestPhase.ENDED:
         return isinstance(arrival.content, Split) and state.needs_verdict(arrival.content)
     return state.comparing is not None
 

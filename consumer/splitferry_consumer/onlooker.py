@@ -19,12 +19,12 @@ from splitferry_protocol.records import Result
 
 from .bookmark import HORIZON, Bookmark, NewerCommit
 from .log_reader import LogReader
-from .survey import RequestView, Survey
-from .taking import ACCEPT_LOSS, Bounds, beyond, newer_commit, newer_result, unfit
+from .survey import Survey, SurveyedRequest
+from .taking import ACCEPT_LOSS, LogBounds, beyond, newer_commit, newer_result, unfit
 
 
 @dataclass(frozen=True, slots=True)
-class PartitionView:
+class SurveyedPartition:
     """Where a partition stands. All numbers are offsets, or counts of requests.
 
     Attributes:
@@ -48,8 +48,8 @@ class PartitionView:
     position: int
     open: int = 0
     unsettled: int = 0
-    holder: RequestView | None = None
-    requests: Sequence[RequestView] = ()
+    holder: SurveyedRequest | None = None
+    requests: Sequence[SurveyedRequest] = ()
     problem: str | None = None
 
     @property
@@ -92,7 +92,7 @@ class Onlooker:
     def partition(self) -> int:
         return self._splits.partition
 
-    async def look(self, shown: int, seen: Seen | None = None) -> PartitionView:
+    async def look(self, shown: int, seen: Seen | None = None) -> SurveyedPartition:
         """How the partition stands, with up to `shown` of its requests.
 
         Args:
@@ -110,7 +110,7 @@ class Onlooker:
         results = await log.bounds(self._results)
         results_readable = await log.stable_end(self._results)
         known = None if committed is None else committed[0]
-        told = PartitionView(
+        told = SurveyedPartition(
             splits.partition, known, *bounds, readable, watermark=known or bounds[0], position=0
         )
         try:
@@ -138,7 +138,7 @@ class Onlooker:
         end = readable if self._most is None else min(readable, bookmark.watermark + self._most)
         await self._read_splits(survey, end, seen)
         oldest = list(survey.requests(max(1, shown)))
-        return PartitionView(
+        return SurveyedPartition(
             splits.partition,
             known,
             *bounds,
@@ -155,7 +155,7 @@ class Onlooker:
         self._results_read = bookmark.results_from(bookmark.horizon or HORIZON, results_start)
         return Survey(self._group, self._splits.topic, self._splits.partition, bookmark)
 
-    def _outdated(self, bookmark: Bookmark, splits: Bounds, topics: tuple[str, str]) -> bool:
+    def _outdated(self, bookmark: Bookmark, splits: LogBounds, topics: tuple[str, str]) -> bool:
         """Whether what was read lies in another log, or W was set back."""
         assert self._survey is not None
         position = self._survey.position
@@ -165,7 +165,7 @@ class Onlooker:
             or not splits[0] <= position <= splits[1]
         )
 
-    async def _read_results(self, survey: Survey, end: int, splits: Bounds) -> None:
+    async def _read_results(self, survey: Survey, end: int, splits: LogBounds) -> None:
         source = self._splits.topic, self._splits.partition
         start = self._results_read
         async with aclosing(self._log.records(self._results, start, end)) as records:
@@ -199,5 +199,5 @@ class Onlooker:
         survey.advance(end)
 
 
-def _refused(told: PartitionView, problem: str) -> PartitionView:
+def _refused(told: SurveyedPartition, problem: str) -> SurveyedPartition:
     return replace(told, problem=problem + ACCEPT_LOSS)

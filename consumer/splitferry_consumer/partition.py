@@ -41,7 +41,7 @@ from .ledger import (
 )
 from .observing import Observer
 from .publisher import Publisher
-from .request import Phase, ReceiveState
+from .request import ReceiveState, RequestPhase
 from .taking import Misfit, Rules, take
 from .targets import Condemned, Item, Target, TargetUnusable, Verdict
 from .transport import (
@@ -250,7 +250,7 @@ class Partition:
         self._transport.pause(self.number)
         for state, handle in self._handles.items():
             # A result in a transaction of unknown fate may have announced the item.
-            self._background(handle.close(keep=state.phase is Phase.PUBLISHING))
+            self._background(handle.close(keep=state.phase is RequestPhase.PUBLISHING))
         self._handles = {}
         for handles in self._whole.values():
             handles.clear()

@@ -43,7 +43,7 @@ from .replay import (
     still_open,
     whole_range,
 )
-from .request import Phase, ReceiveState
+from .request import ReceiveState, RequestPhase
 from .targets import Item, Target, Verdict
 from .targets.file import FileTarget
 from .targets.verifying import VerifyingTarget
@@ -593,7 +593,7 @@ class _Reading:
         ended before the range. One that was given up has no end in the log yet."""
         if known is not None:
             return False
-        before = state.last < self._stretch.ended_from and state.phase is not Phase.OPEN
+        before = state.last < self._stretch.ended_from and state.phase is not RequestPhase.OPEN
         return state.first < self._stretch.new_from or (before and not state.by_owner)
 
     def _settled(self, state: ReceiveState, verdict: Verdict) -> None:

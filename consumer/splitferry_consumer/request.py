@@ -24,7 +24,7 @@ from .responder import SharedWithBatchHandler
 from .transport import Record
 
 
-class Phase(Enum):
+class RequestPhase(Enum):
     OPEN = "open"
     ENDED = "ended"
     """The log or the owner ended it; the target is making the outcome final."""
@@ -81,7 +81,7 @@ class ReceiveState:
     waiting: deque[Arrival] = field(default_factory=deque)
     """Behind a comparison; after the end, from the first that only the verdict can judge."""
 
-    phase: Phase = Phase.OPEN
+    phase: RequestPhase = RequestPhase.OPEN
     last: int = -1
     """Offset where the request ended (*e*)."""
     by_owner: bool = False

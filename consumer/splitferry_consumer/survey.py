@@ -16,7 +16,7 @@ from splitferry_protocol.records import Result, Status
 
 from .bookmark import HORIZON, Bookmark
 from .ledger import Ledger, Limits, WriteSplit
-from .request import Phase, ReceiveState
+from .request import ReceiveState, RequestPhase
 from .transport import Record
 
 MISSING_SHOWN = 16
@@ -29,7 +29,7 @@ _NOTHING = InvalidRecord("a record that changes nothing")
 
 
 @dataclass(frozen=True, slots=True)
-class RequestView:
+class SurveyedRequest:
     """A request without a recorded result.
 
     Attributes:
@@ -86,7 +86,7 @@ class Survey:
         content = record.content()
         if content.request is not None:
             state = self._ledger.states.get(content.request)
-            if state is not None and state.phase is not Phase.OPEN:
+            if state is not None and state.phase is not RequestPhase.OPEN:
                 # It has ended. The ledger would keep what only its verdict can judge.
                 content = _NOTHING
         decisions = self._ledger.read(record, content, 0)
@@ -122,14 +122,14 @@ class Survey:
         """Requests that have ended, without a result."""
         return self._ledger.unsettled
 
-    def requests(self, most: int) -> Iterator[RequestView]:
+    def requests(self, most: int) -> Iterator[SurveyedRequest]:
         """Up to `most` without a result, the oldest first: it holds W."""
         return map(_view, islice(self._ledger.states.values(), most))
 
 
-def _view(state: ReceiveState) -> RequestView:
-    ended = state.phase is not Phase.OPEN
-    return RequestView(
+def _view(state: ReceiveState) -> SurveyedRequest:
+    ended = state.phase is not RequestPhase.OPEN
+    return SurveyedRequest(
         state.request,
         state.first,
         state.unique_id,

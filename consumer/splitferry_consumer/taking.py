@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 ACCEPT_LOSS = "; to go on without what is lost, start with --accept-loss"
 
-Bounds = tuple[int, int]
+LogBounds = tuple[int, int]
 """Start and end of a log, in offsets."""
 
 
@@ -50,7 +50,7 @@ class Misfit(Exception):
     """What was committed does not fit the logs. The message says what to do."""
 
 
-def misfit(bookmark: Bookmark, splits: Bounds, results: Bounds) -> str | None:
+def misfit(bookmark: Bookmark, splits: LogBounds, results: LogBounds) -> str | None:
     """How the commit disagrees with the logs, or None. Pure.
 
     Retention that deletes too early, and topics that were truncated or made anew, show here.
@@ -91,7 +91,7 @@ def replaced(bookmark: Bookmark, topics: TopicIds | None) -> list[str]:
 
 
 def unfit(
-    bookmark: Bookmark, splits: Bounds, results: Bounds, topics: TopicIds | None
+    bookmark: Bookmark, splits: LogBounds, results: LogBounds, topics: TopicIds | None
 ) -> str | None:
     """Why the commit cannot be gone on from, or None. Pure."""
     anew = replaced(bookmark, topics)
@@ -103,7 +103,7 @@ def unfit(
     return misfit(bookmark, splits, results)
 
 
-def beyond(result: Result, splits: Bounds) -> str | None:
+def beyond(result: Result, splits: LogBounds) -> str | None:
     """How a recorded result disagrees with the splits log, or None. Pure."""
     if result.input.last < splits[1]:
         return None
@@ -126,8 +126,8 @@ def newer_result(offset: int) -> str:
 
 def accepting_loss(
     bookmark: Bookmark,
-    splits: Bounds,
-    results: Bounds,
+    splits: LogBounds,
+    results: LogBounds,
     horizon: int,
     topics: TopicIds | None = None,
 ) -> Bookmark:
@@ -145,7 +145,7 @@ def accepting_loss(
     )
 
 
-def made_anew(splits: Bounds, results: Bounds, horizon: int) -> Bookmark:
+def made_anew(splits: LogBounds, results: LogBounds, horizon: int) -> Bookmark:
     """For a splits log that is not the one which the results so far speak of."""
     return Bookmark(splits[0], results[1], splits[0], horizon)
 

@@ -26,7 +26,7 @@ from command import Outcome, command, topics_of
 from place import administrator
 from splitferry_consumer.inquiry import TopicView
 from splitferry_consumer.log_reader import LogReader
-from splitferry_consumer.onlooker import Onlooker, PartitionView
+from splitferry_consumer.onlooker import Onlooker, SurveyedPartition
 from splitferry_consumer.transport import Record, TransportError
 from splitferry_protocol.ids import RequestId
 from stage import stage, until
@@ -183,7 +183,7 @@ class Sight:
         splits = TopicPartition(names.splits, 0)
         self._onlooker = Onlooker(log, group, splits, names.results)
 
-    async def look(self) -> tuple[PartitionView, list[tuple[str, int]]]:
+    async def look(self) -> tuple[SurveyedPartition, list[tuple[str, int]]]:
         """The view, and what was read for it."""
         self.read.clear()
         return await self._onlooker.look(10), list(self.read)

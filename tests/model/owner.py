@@ -16,7 +16,7 @@ from model.storage import Violation
 from splitferry_consumer.catalogue import Row
 from splitferry_consumer.ledger import Batch, Decision, Ledger, Settle
 from splitferry_consumer.publisher import Publisher
-from splitferry_consumer.request import Phase, ReceiveState
+from splitferry_consumer.request import ReceiveState, RequestPhase
 from splitferry_consumer.taking import Rules, take
 from splitferry_consumer.targets import Item, Verdict
 from splitferry_consumer.transport import Outgoing, Record, Transport, Writer
@@ -155,14 +155,14 @@ class Tenancy:
         return [
             n
             for n, (state, incoming) in enumerate(self.incoming.items())
-            if incoming.comparison is not None and state.phase is Phase.OPEN
+            if incoming.comparison is not None and state.phase is RequestPhase.OPEN
         ]
 
     def ended(self) -> list[int]:
-        return [n for n, state in enumerate(self.incoming) if state.phase is Phase.ENDED]
+        return [n for n, state in enumerate(self.incoming) if state.phase is RequestPhase.ENDED]
 
     def open(self) -> list[int]:
-        return [n for n, state in enumerate(self.incoming) if state.phase is Phase.OPEN]
+        return [n for n, state in enumerate(self.incoming) if state.phase is RequestPhase.OPEN]
 
     def request(self, number: int) -> tuple[ReceiveState, Receiving]:
         return list(self.incoming.items())[number]
@@ -179,7 +179,7 @@ class Tenancy:
         return [
             incoming.segment
             for state, incoming in self.incoming.items()
-            if incoming.segment is not None and state.phase is not Phase.PUBLISHING
+            if incoming.segment is not None and state.phase is not RequestPhase.PUBLISHING
         ]
 
     # ---- steps

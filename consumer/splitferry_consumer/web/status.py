@@ -25,7 +25,7 @@ from typing import Any, TypedDict
 from splitferry_consumer.coverage import Range
 from splitferry_consumer.observing import RecentDeadLetter, RecentResult, Second
 from splitferry_consumer.partition import Partition
-from splitferry_consumer.request import Phase, ReceiveState
+from splitferry_consumer.request import ReceiveState, RequestPhase
 from splitferry_consumer.service import Service, Settings
 from splitferry_consumer.web.health import Disk
 from splitferry_protocol.errors import WsDataError
@@ -53,10 +53,10 @@ Gap = tuple[int, int | None]
 """A missing range; with None its end is not known, because the item's size is not."""
 
 _STATES = {
-    Phase.OPEN: "open",
-    Phase.ENDED: "settling",
-    Phase.SETTLED: "publishing",
-    Phase.PUBLISHING: "publishing",
+    RequestPhase.OPEN: "open",
+    RequestPhase.ENDED: "settling",
+    RequestPhase.SETTLED: "publishing",
+    RequestPhase.PUBLISHING: "publishing",
 }
 
 
