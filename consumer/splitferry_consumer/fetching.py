@@ -10,8 +10,9 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.conn import CloseReason
 from aiokafka.consumer import fetcher
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, RequestTimedOutError
 from aiokafka.protocol.fetch import FetchRequest
 
 from .batches import (
@@ -78,9 +79,9 @@ class Fetches:
 
     async def _fetch(self, node_id: Any, request: Any, **options: Any) -> Any:
         if not isinstance(request, FetchRequest):
-            return await self._send(node_id, request, **options)
+            return await self._ask(node_id, request, **options)
         await prepare(self._client, node_id)
-        response = await self._send(node_id, request, group=FETCHES)
+        response = await self._ask(node_id, request, group=FETCHES)
         mend = self.mending
         try:
             response.topics = [
@@ -98,6 +99,19 @@ class Fetches:
             log.exception("unexpected error in a fetch")
             raise KafkaError(reason(error)) from error
         return response
+
+    async def _ask(self, node_id: Any, request: Any, **options: Any) -> Any:
+        asked = time.monotonic()
+        try:
+            return await self._send(node_id, request, **options)
+        except RequestTimedOutError:
+            # aiokafka ends the one connection that this request was for. A firewall that has lost
+            # its state has forgotten the others, too: found out one after the other, each would
+            # cost a time-out of its own (a heartbeat, then the search for the coordinator).
+            for (other, _), connection in [*self._client._conns.items()]:
+                if other == node_id and connection._last_action < asked:
+                    connection.close(CloseReason.CONNECTION_TIMEOUT)
+            raise
 
     async def _readable(self, records: Buffer, mend: bool) -> Buffer:
         compressed, count = look(records)

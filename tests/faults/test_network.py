@@ -10,13 +10,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import RequestTimedOutError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from brokers import KillableBroker, make_topics
 from checker import violations
 from proxy import Proxy
+from splitferry_consumer.fetching import FETCH_MAX, Fetches
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Split
 from stage import Consumer, Stage, stage, until
@@ -94,6 +98,34 @@ async def all_is_told(run: Stage, producer: AIOKafkaProducer, load: list[Message
         return await run.behind() == 0
 
     await until(told, "all is told", 3 * RESUMED)
+
+
+async def test_the_first_connection_without_an_answer_ends_all_that_are_as_silent(
+    killable_broker: KillableBroker,
+) -> None:
+    """A client has several to a broker, and a firewall forgets them together."""
+    async with killable_broker.proxy(0) as proxy:
+        consumer = AIOKafkaConsumer(bootstrap_servers=proxy.servers, request_timeout_ms=2000)
+        Fetches(consumer, FETCH_MAX)
+        async with consumer:
+            client: Any = consumer._client
+            (broker,) = client.cluster.brokers()
+
+            async def ask(connection: str) -> None:
+                await client.send(broker.nodeId, MetadataRequest([]), group=connection)
+
+            await ask("asked")
+            await ask("idle")
+            proxy.forget()
+            asking = asyncio.create_task(ask("asked"))
+            await asyncio.sleep(0.1)
+            await ask("new")
+            with pytest.raises(RequestTimedOutError):
+                await asking
+            alive = {
+                name: connection.connected() for (_, name), connection in client._conns.items()
+            }
+            assert (alive["asked"], alive["idle"], alive["new"]) == (False, False, True)
 
 
 class Walk:
