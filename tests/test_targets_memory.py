@@ -12,11 +12,12 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from splitferry_consumer.segment import attach, free
-from splitferry_consumer.targets import Condemned, Item, Refused, Verdict
+from splitferry_consumer.targets import Condemned, Item, Refused, Verdict, memory
 from splitferry_consumer.targets.handler import HandlerTarget, ReceivedItem
 from splitferry_consumer.targets.limit import MemoryLimit
 from splitferry_consumer.targets.memory import MemoryTarget, SegmentIncoming
@@ -200,7 +201,9 @@ async def test_far_offsets_are_refused(target: MemoryTarget, offset: int) -> Non
     await target.in_thread(incoming.discard)
 
 
-async def test_announced_segments_outlive_close_until_their_time() -> None:
+async def test_announced_segments_outlive_close_until_their_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     first = await MemoryTarget.open(MemoryLimit(MIB))
     _, name = await announced(first, b"bytes")
     unfinished = first.begin(item(2))
@@ -211,7 +214,33 @@ async def test_announced_segments_outlive_close_until_their_time() -> None:
     with attach(name) as view:
         assert bytes(view) == b"bytes"
     assert not [path for path in segments(first) if path.endswith(".part")]
-    os.utime(f"/dev/shm/{name}", (-1e6, -1e6))
+    later = memory._now() + first.lifetime
+    monkeypatch.setattr(memory, "_now", lambda: later)
+    await second.sweep()
+    assert segments(first) == []
+    await second.in_thread(second.close)
+
+
+async def test_what_a_dead_owner_left_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be 100,000 segments, and each look is a system call."""
+    first = await MemoryTarget.open(MemoryLimit(MIB))
+    named = [(await announced(first, b"bytes", number))[1] for number in (1, 2)]
+    await first.in_thread(first.close)
+    looked: list[str] = []
+    stat = os.stat
+
+    def noted(path: str, **options: Any) -> os.stat_result:
+        looked.append(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", noted)
+    second = await MemoryTarget.open(MemoryLimit(MIB))
+    for _ in range(3):
+        await second.sweep()
+    assert sorted(path for path in looked if path in named) == named
+    await second.in_thread(lambda: free(named[0]))
+    later = memory._now() + first.lifetime
+    monkeypatch.setattr(memory, "_now", lambda: later)
     await second.sweep()
     assert segments(first) == []
     await second.in_thread(second.close)

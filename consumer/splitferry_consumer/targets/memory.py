@@ -23,7 +23,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from typing import TypeVar
@@ -75,6 +76,9 @@ class MemoryTarget:
         """A cancelled sweep leaves its thread running, on descriptors that `close` closes."""
         self._announced: dict[str, tuple[int, float]] = {}
         """Bytes, and the monotonic time in seconds when the lifetime ends, by name."""
+        self._left: dict[str, deque[tuple[float, str]]] = {}
+        """What dead owners announced, by their names: moments (see `_now`) and names, oldest first.
+        A dead owner announces nothing more, and may have left 100,000: they are looked at once."""
         self._resources = ExitStack()
         if self.supported:
             try:
@@ -204,7 +208,10 @@ class MemoryTarget:
 
     def _clear_dead(self) -> None:
         self._expire()
-        for name in os.listdir(self.directory):
+        names = os.listdir(self.directory)
+        for name in self._left.keys() - set(names):  # Another sweeper was quicker.
+            del self._left[name]
+        for name in names:
             owner_name, _, number = name.removeprefix(PREFIX).partition("-")
             if not name.startswith(PREFIX) or number or PREFIX + owner_name == self.owner.name:
                 continue
@@ -219,17 +226,22 @@ class MemoryTarget:
         """Remove what a dead owner left unfinished or beyond its lifetime, then its directory."""
         for name in owner.files():
             os.unlink(name, dir_fd=owner.directory)
-        alive = False
+        if owner.name not in self._left:
+            self._left[owner.name] = deque(sorted(self._announced_by(owner)))
+        left = self._left[owner.name]
+        while left and _now() - left[0][0] >= lifetime:
+            with suppress(FileNotFoundError):
+                os.unlink(left[0][1], dir_fd=self.directory)
+            left.popleft()
+        if not left:
+            owner.remove()
+
+    def _announced_by(self, owner: Owner) -> Iterator[tuple[float, str]]:
         for name in os.listdir(self.directory):
             if name.startswith(f"{owner.name}-"):
                 with suppress(FileNotFoundError):
-                    announced = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
-                    if _now() - announced.st_mtime >= lifetime:
-                        os.unlink(name, dir_fd=self.directory)
-                    else:
-                        alive = True
-        if not alive:
-            owner.remove()
+                    found = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
+                    yield found.st_mtime, name
 
 
 def _now() -> float:
