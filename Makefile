@@ -18,7 +18,7 @@ help:
 	@echo 'make guards [ARGS="WORD…"]  take each guard out of a copy and see its test go red'
 	@echo 'make mutants ARGS="NAME"   change a module in many small ways, and see each noticed'
 	@echo 'make fuzz [ARGS="--seed N"]  a million inputs for the codec, 100,000 for the whole intake'
-	@echo 'make bench [ARGS="NAME…"]  all benchmarks, some 20 minutes, and the page of their figures'
+	@echo 'make bench [ARGS="NAME…"]  all benchmarks in 20 to 30 minutes, and the page of their figures'
 	@echo 'make screenshots           pictures of the live page during a real transfer'
 	@echo 'make clean                 remove the virtual environment and caches'
 

@@ -51,7 +51,7 @@ _INSTALL = "the Makefile makes the environment of the tests from the checkout"
 ELSEWHERE = {
     "make demo": "the same `splitferry demo`: tests/integration/test_cli.py",
     "make test": "what runs this",
-    "make bench                                      # all of it and this page, some 20 minutes": (
+    "make bench                                      # all of it and this page, 20 to 30 minutes": (
         _BENCHMARK
     ),
     'make bench ARGS="small latency"                 # some of it': _BENCHMARK,
