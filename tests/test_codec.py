@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from splitferry_protocol.codec import (
     InvalidRecord,
+    NewerVersion,
     crc_header,
     decode_outcome,
     decode_record,
@@ -389,6 +390,14 @@ def test_a_record_of_a_newer_version_is_never_tied() -> None:
     assert error.request is None
     assert error.code == "BatchTransferError"
     assert type(error.error()) is WsDataError
+
+
+@pytest.mark.parametrize(
+    "header", [{"v": 2}, {"v": 2, "kind": "result", "request": None}], ids=["alone", "with others"]
+)
+def test_a_later_version_is_known_by_its_v_alone(header: dict[str, Any]) -> None:
+    with pytest.raises(NewerVersion):
+        decode_outcome(REQUEST.key, msgpack.packb(header))
 
 
 def test_an_index_of_an_abort_is_an_unknown_key() -> None:
