@@ -618,6 +618,7 @@ WRONG_SPLITS: list[tuple[str, Any]] = [
     ("version", 1.0),
     ("block", "file"),
     ("index", None),
+    ("offset", -1),
     ("offset", U64_MAX),
     ("total", False),
     ("payload", bytes(PAYLOAD_MAX + 1)),
