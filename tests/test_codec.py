@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from splitferry_protocol.codec import (
     InvalidRecord,
+    NewerVersion,
     crc_header,
     decode_outcome,
     decode_record,
@@ -32,8 +34,10 @@ from splitferry_protocol.ids import U32_MAX, U64_MAX, RequestId
 from splitferry_protocol.records import (
     GROUP_MAX,
     HEADER_MAX,
+    NESTING_MAX,
     PAYLOAD_MAX,
     REASON_MAX,
+    REPLY_MAX,
     TARGET_MAX,
     TOPIC_MAX,
     UNIQUE_ID_MAX,
@@ -69,6 +73,9 @@ RESULT = Result(
     repeat=False,
     finished_at=1,
 )
+
+LARGEST_ID = RequestId(U32_MAX, U64_MAX)
+LABELS_FULL = {f"{number:02}": "x" * 126 for number in range(16)}
 
 Record = Split | Abort | Result | Accepted
 
@@ -224,13 +231,13 @@ def test_a_payload_may_be_any_flat_view_of_bytes() -> None:
 
 def test_the_largest_result_fits_its_header() -> None:
     largest = RESULT._replace(
-        request=RequestId(U32_MAX, U64_MAX),
+        request=LARGEST_ID,
         unique_id="u" * UNIQUE_ID_MAX,
         version=U64_MAX,
-        labels={f"{number:02}": "x" * 126 for number in range(16)},
+        labels=LABELS_FULL,
         group="g" * GROUP_MAX,
         status=Status.FAILED,
-        error=BatchTransferFailed(RequestId(U32_MAX, U64_MAX), "é" * HEADER_MAX),
+        error=BatchTransferFailed(LARGEST_ID, "é" * HEADER_MAX),
         size=U64_MAX,
         target={"shm": "s" * TARGET_MAX, "host": "h" * TARGET_MAX},
         splits=U64_MAX,
@@ -348,6 +355,38 @@ def test_hostile_headers_cost_little(hostile: bytes) -> None:
     assert peak < 512 * 1024
 
 
+# --- Values made by hand: other facts than a writer would send
+
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "split": {
+        "v": 1, "kind": "split", "request": [7, 42], "unique_id": "a", "version": 1,
+        "block": "file", "index": 2, "offset": 3, "total": None,
+    },
+    "abort": {"v": 1, "kind": "abort", "request": [7, 42], "reason": "enough"},
+    "result": {
+        "v": 1, "kind": "result", "request": [7, 42], "unique_id": "a", "version": 1,
+        "block": "file", "group": "g", "status": "completed", "success": True, "error": None,
+        "size": 2, "sha256": bytes(32), "target": {"path": "a"}, "splits": 1, "duplicates": 0,
+        "input": ["t", 0, 5, 5], "reply": None, "repeat": False, "finished_at": 1,
+    },
+    "accepted": {
+        "v": 1, "kind": "accepted", "request": [7, 42], "group": "g", "index": 1, "reply": b"r",
+    },
+}  # fmt: skip
+
+
+def like(sound: str, behind: bytes = b"", /, **facts: Any) -> bytes:
+    """A sound value but for some facts of its header (Ellipsis takes a key away), and what is
+    behind the header."""
+    header = {name: fact for name, fact in {**HEADERS[sound], **facts}.items() if fact is not ...}
+    return bytes(msgpack.packb(header)) + behind
+
+
+def a_split(payload: bytes = b"\xc4\x01x", /, **facts: Any) -> bytes:
+    return like("split", payload, **facts)
+
+
 # --- Whom a refused record speaks for
 
 
@@ -391,10 +430,174 @@ def test_a_record_of_a_newer_version_is_never_tied() -> None:
     assert type(error.error()) is WsDataError
 
 
+@pytest.mark.parametrize(
+    "header", [{"v": 2}, {"v": 2, "kind": "result", "request": None}], ids=["alone", "with others"]
+)
+def test_a_later_version_is_known_by_its_v_alone(header: dict[str, Any]) -> None:
+    with pytest.raises(NewerVersion):
+        decode_outcome(REQUEST.key, msgpack.packb(header))
+
+
 def test_an_index_of_an_abort_is_an_unknown_key() -> None:
     header = {"v": 1, "kind": "abort", "request": [7, 42], "reason": "x", "index": 5}
     error = refusal(msgpack.packb(header), bytes(4))
     assert (error.request, error.index) == (REQUEST, None)
+
+
+@pytest.mark.parametrize(
+    ("index", "named"), [(0, 0), (U64_MAX, U64_MAX), (-1, None), (True, None), ("2", None)]
+)
+def test_a_damaged_split_names_its_index_only_where_that_is_one(
+    index: object, named: int | None
+) -> None:
+    error = refusal(a_split(index=index), bytes(4))
+    assert (error.request, error.index, error.damaged) == (REQUEST, named, True)
+
+
+def test_an_error_of_a_tied_record_names_the_request_and_the_cause() -> None:
+    error = refusal(encode_abort(ABORT), bytes(4))
+    told = error.error()
+    assert isinstance(told, BatchTransferError)
+    assert (told.request_id, told.msg) == (REQUEST, error.message) == (REQUEST, str(error))
+
+
+def test_an_error_of_an_untied_record_names_the_cause_alone() -> None:
+    with pytest.raises(InvalidRecord) as refused:
+        decode_record(None, None, [])
+    assert not refused.value.damaged
+    told = refused.value.error()
+    assert (told.request_id, told.message) == (None, refused.value.message)
+
+
+def test_only_a_later_version_with_a_valid_key_is_a_newer_one() -> None:
+    def kind(version: object, key: bytes | None = REQUEST.key) -> type[InvalidRecord]:
+        value = a_split(v=version)
+        return type(refusal(value, crc_header(value)[1], key))
+
+    assert kind(2) is kind(U64_MAX) is NewerVersion
+    for never in (0, -1, True, 2.0, "2", None):
+        assert kind(never) is InvalidRecord
+    for foreign in (None, b"7"):
+        assert kind(2, foreign) is InvalidRecord
+
+
+def test_a_damaged_record_is_no_newer_version_whatever_it_claims() -> None:
+    error = refusal(a_split(v=2), bytes(4))
+    assert type(error) is InvalidRecord
+    assert (error.request, error.index, error.damaged) == (None, None, True)
+
+
+# --- What a refused record is told by: the dead letter and the failed request's result carry
+# these words, and whoever writes a client has nothing else to find the fault by.
+
+
+FULL = b"\x81\xa1a\xc5\xff\xff".ljust(HEADER_MAX, b"x")
+"""A value as long as a header may be, of which more is announced."""
+INPUT_FORM = "input: not [topic, partition, first offset, last offset]"
+U64 = f"is not from 0 to {U64_MAX}"
+
+
+REFUSED_ON_SPLITS_TOPIC: list[tuple[bytes | None, str]] = [
+    (None, "the record has no value"),
+    (b"", "the header is cut short"),
+    (FULL, "the header is cut short"),
+    (FULL + b"x", "the header is longer than 8 KiB"),
+    (b"\xc1", "the header is not msgpack"),
+    (b"\x90", "the header is not a map"),
+    (b"\x82\xa1a\x01\xa1a\x02", "the header cannot be read: duplicate key"),
+    (b"\x81\xc4\x01a\x01", "the header cannot be read: a key is not a string"),
+    (b"\x81\xa1a" * NESTING_MAX + b"\x80", "the header is nested deeper than 4"),
+    (b"\x81\xa1a" + b"\x91" * 1100 + b"\xc0", "the header is nested deeper than 4"),
+    (a_split(v=2), "v: 2 is not a version known here (1)"),
+    (a_split(v="1"), "v: '1' is not a version known here (1)"),
+    (a_split(v=...), "the header has no 'v'"),
+    (a_split(kind="Split"), "kind: 'Split' does not belong on this topic"),
+    (like("accepted"), "kind: 'accepted' does not belong on this topic"),
+    (a_split(request=[7]), "request: not [node id: u32, sequence: u64]"),
+    (a_split(request=[7, 43]), "request: the header names 7-43, the key 7-42"),
+    (a_split(index=...), "the header has no 'index'"),
+    (a_split(unique_id=1), "unique_id: not a string"),
+    (a_split(unique_id=""), "unique_id: 0 bytes, allowed are 1 to 512"),
+    (a_split(version=1.0), "version: not an integer"),
+    (a_split(version=-1), f"version: -1 {U64}"),
+    (a_split(block="FILE"), "block: 'FILE' is not in the contract"),
+    (a_split(block=[]), "block: [] is not in the contract"),
+    (a_split(sha256="x"), "sha256: not binary"),
+    (a_split(sha256=b"x"), "sha256: 1 bytes, allowed are 32 to 32"),
+    (a_split(reply=None), "reply: nil; leave the key out instead"),
+    (a_split(labels=[]), "labels: not a map of at most 16 pairs"),
+    (a_split(labels={"a": "x" * 2048}), "labels: 2049 bytes, the limit is 2048"),
+    (a_split(b""), "payload: no msgpack bin follows the header"),
+    (a_split(b"\xa1x"), "payload: no msgpack bin follows the header"),
+    (a_split(b"\xc4"), "payload: cut short"),
+    (a_split(b"\xc4\x02x"), "payload: cut short"),
+    (a_split(b"\xc4\x01xx"), "bytes follow the last object of the value"),
+    (a_split(offset=U64_MAX), "offset: the payload ends beyond the largest u64"),
+    (like("abort", b"\xc0"), "bytes follow the last object of the value"),
+    (like("abort", reason="x" * 1025), "reason: 1025 bytes, allowed are 0 to 1024"),
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), REFUSED_ON_SPLITS_TOPIC, ids=[words for _, words in REFUSED_ON_SPLITS_TOPIC]
+)
+def test_a_refused_record_of_the_splits_topic_is_told_its_cause(
+    value: bytes | None, words: str
+) -> None:
+    with pytest.raises(InvalidRecord) as refused:
+        decode_record(REQUEST.key, value, [crc_header(value or b"")])
+    assert refused.value.message == words
+
+
+REFUSED_ON_RESULTS_TOPIC: list[tuple[bytes | None, str]] = [
+    (None, "the record has no value"),
+    (a_split(), "kind: 'split' does not belong on this topic"),
+    (like("accepted", b"\xc0"), "bytes follow the last object of the value"),
+    (like("result", b"\xc0"), "bytes follow the last object of the value"),
+    (like("result", reply=...), "the header has no 'reply'"),
+    (like("result", status="done"), "status: 'done' is not in the contract"),
+    (like("result", success=1), "success: not a boolean that agrees with the status"),
+    (like("result", success=False), "success: not a boolean that agrees with the status"),
+    (like("result", error={}), "error.code: not a string"),
+    (like("result", error=[]), "error: neither nil nor a map"),
+    (
+        like("result", error={"code": "x", "message": "y"}),
+        "error: given exactly when the status is not completed",
+    ),
+    (like("result", target="a"), "target: neither nil nor a map"),
+    (like("result", target={"shm": "a"}), "target: holds neither path nor shm with host"),
+    (like("result", target={"path": 1}), "target.path: not a string"),
+    (like("result", input={}), INPUT_FORM),
+    (like("result", input=["t", 0, 5]), INPUT_FORM),
+    (like("result", input=["t", 0, 5, 5, 5]), INPUT_FORM),
+    (like("result", input=["t", -1, 5, 5]), f"input.partition: -1 is not from 0 to {U32_MAX}"),
+    (like("result", input=["t", 0, 6, 5]), "input.first: 6 is not from 0 to 5"),
+    (like("result", input=["t", 0, 5, -1]), f"input.last: -1 {U64}"),
+    (like("result", repeat=0), "repeat: not a boolean"),
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    REFUSED_ON_RESULTS_TOPIC,
+    ids=[words for _, words in REFUSED_ON_RESULTS_TOPIC],
+)
+def test_a_refused_record_of_the_results_topic_is_told_its_cause(
+    value: bytes | None, words: str
+) -> None:
+    with pytest.raises(InvalidRecord) as refused:
+        decode_outcome(REQUEST.key, value)
+    assert refused.value.message == words
+
+
+def test_a_missing_checksum_is_told_with_its_form_and_a_wrong_one_with_both_sums() -> None:
+    value = like("abort")
+    with pytest.raises(InvalidRecord) as missing:
+        decode_record(REQUEST.key, value, [])
+    assert missing.value.message == "the record needs exactly one crc32c header of 4 bytes"
+    computed = crc_header(value)[1].hex()
+    words = f"damaged: the CRC-32C is {computed}, the sender's 01020304"
+    assert refusal(value, b"\1\2\3\4").message == words
 
 
 # --- A producer cannot send what a consumer refuses
@@ -415,6 +618,7 @@ WRONG_SPLITS: list[tuple[str, Any]] = [
     ("version", 1.0),
     ("block", "file"),
     ("index", None),
+    ("offset", -1),
     ("offset", U64_MAX),
     ("total", False),
     ("payload", bytes(PAYLOAD_MAX + 1)),
@@ -472,6 +676,87 @@ WRONG_RESULTS: list[tuple[str, Any]] = [
 def test_encoding_refuses_a_wrong_field_by_name(record: Any, field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field}"):
         encode(record._replace(**{field: value}))
+
+
+NO_BYTES = "payload: neither bytes nor a flat, contiguous view of bytes"
+TOO_LARGE = "payload: 16777217 bytes, the limit is 16777216"
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (SPLIT._replace(unique_id="a\udcff"), "unique_id: not valid UTF-8"),
+        (SPLIT._replace(block="file"), "block: neither file nor mem"),  # type: ignore[arg-type]
+        (SPLIT._replace(payload="text"), NO_BYTES),  # type: ignore[arg-type]
+        (SPLIT._replace(payload=memoryview(bytes(4)).cast("B", (2, 2))), NO_BYTES),
+        (SPLIT._replace(payload=bytes(PAYLOAD_MAX + 1)), TOO_LARGE),
+        (RESULT._replace(status="completed"), "status: not one of the contract's"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_only_a_writer_can_get_wrong_is_told_with_its_cause(
+    record: Record, words: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        encode(record)
+
+
+SMALLEST: list[Record] = [
+    Split(RequestId(0, 0), "u", 0, Block.FILE, 0, 0, 0, b"", bytes(32), b"r", {"": ""}),
+    Abort(RequestId(0, 0), ""),
+    Accepted(RequestId(0, 0), "g", 0, b"r"),
+    RESULT._replace(
+        version=0,
+        size=0,
+        target={"path": "p"},
+        splits=0,
+        input=Input("t", 0, 0, 0),
+        reply=b"r",
+        finished_at=0,
+    ),
+    RESULT._replace(target={"shm": "s", "host": "h"}),
+]
+LARGEST: list[Record] = [
+    SPLIT._replace(
+        request=LARGEST_ID,
+        unique_id="u" * UNIQUE_ID_MAX,
+        version=U64_MAX,
+        index=U64_MAX,
+        offset=U64_MAX - 2,
+        total=U64_MAX,
+        reply=bytes(REPLY_MAX),
+        labels=LABELS_FULL,
+    ),
+    Abort(LARGEST_ID, "r" * REASON_MAX),
+    Accepted(LARGEST_ID, "g" * GROUP_MAX, U64_MAX, bytes(REPLY_MAX)),
+]
+
+
+@pytest.mark.parametrize("record", [*SMALLEST, *LARGEST])
+def test_a_field_may_stand_at_its_limit(record: Record) -> None:
+    assert there_and_back(record) == record
+
+
+class Wordy(WsDataError):
+    """An error with a field of its own, which nothing cuts."""
+
+    code = "Wordy"
+
+    def __init__(self, size: int) -> None:
+        super().__init__("too much to tell")
+        self.size = size
+
+    def fields(self) -> dict[str, Any]:
+        return {"field": bytes(self.size)}
+
+
+def test_a_header_of_8_kib_is_written_and_one_of_a_byte_more_is_not() -> None:
+    def result(size: int) -> Result:
+        return RESULT._replace(status=Status.FAILED, error=Wordy(size))
+
+    room = HEADER_MAX - len(encode_result(result(256))) + 256
+    assert len(encode_result(result(room))) == HEADER_MAX
+    with pytest.raises(ValueError, match=r"^header: 8193 bytes, the limit is 8192$"):
+        encode_result(result(room + 1))
 
 
 @settings(deadline=None, max_examples=300)

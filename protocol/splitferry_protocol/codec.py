@@ -317,12 +317,13 @@ def _deeper_than(levels: int, container: Any) -> bool:
 
 def _tie(key: bytes | None, header: _Header, kinds: Mapping[str, Any]) -> tuple[RequestId, str]:
     """Whom the record speaks for, and its kind. Raises ValueError or KeyError if nobody."""
-    version, kind = header["v"], header["kind"]
+    version = header["v"]
     if type(version) is not int or version != VERSION:
         RequestId.from_key(key)  # Without a valid key it is foreign, whatever version it claims.
         unknown = f"v: {reprlib.repr(version)} is not a version known here ({VERSION})"
         later = type(version) is int and version > VERSION
         raise NewerVersion(unknown) if later else ValueError(unknown)
+    kind = header["kind"]  # Only now: a later version may do without.
     if type(kind) is not str or kind not in kinds:
         raise ValueError(f"kind: {reprlib.repr(kind)} does not belong on this topic")
     request = RequestId.from_wire(header["request"])
