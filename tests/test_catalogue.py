@@ -95,7 +95,7 @@ def test_every_error_comes_back_whole(catalogue: Catalogue, error: WsDataError) 
     assert row.verdict.error is not None
     assert row.verdict.error.to_wire() == error.to_wire()
     assert (row.unique_id, row.version, row.verdict.size) == ("ü/\0", U64_MAX, U64_MAX)
-    assert row.temporary is None
+    assert (row.temporary, row.verdict.target) == (None, None)
 
 
 def test_the_first_writer_wins(catalogue: Catalogue) -> None:
@@ -142,6 +142,17 @@ def test_a_row_is_pointed_nowhere_but_to_the_same_bytes_while_it_waits_for_them(
     assert decided == [(row, None)]
     assert catalogue.find(item().key) == row
     assert row.temporary == (None if final else "owner/0")
+
+
+def test_a_verdict_that_turns_keeps_its_cause(catalogue: Catalogue) -> None:
+    pending = decide(catalogue, item(), completed())
+    turned = replace(pending, verdict=REFUSED)
+    with catalogue.transaction():
+        assert catalogue.finish([turned]) == [replace(turned, temporary=None)]
+    row = catalogue.find(item().key)
+    assert row is not None
+    assert str(row.verdict.error) == str(REFUSED.error)
+    assert row.verdict._replace(error=REFUSED.error) == REFUSED
 
 
 @given(st.integers(0, U64_MAX), st.integers(0, U64_MAX))
@@ -194,6 +205,7 @@ def test_totals_and_quota(catalogue: Catalogue) -> None:
     over = decide(catalogue, item(1, 5, "third"), completed(1), quota=100)
     assert isinstance(over.verdict.error, BatchTransferFailed)
     assert over.verdict.error.reason == "with it the root would hold 101 bytes, quota 100"
+    assert over.verdict.error.request_id == RequestId(1, 5)
 
 
 def test_an_empty_item_needs_no_room(catalogue: Catalogue) -> None:
@@ -223,6 +235,15 @@ def test_a_published_version_is_of_the_request_that_brought_it(catalogue: Catalo
         assert again.status is Status.COMPLETED
         other = decide(catalogue, item(version, 9, group=f"{version}"), completed()).verdict
         assert isinstance(other.error, VersionMismatch)
+
+
+def test_large_numbers_are_kept_as_those_who_made_it_before_kept_them(
+    catalogue: Catalogue,
+) -> None:
+    """Of another length they would not compare as the numbers do."""
+    publish(catalogue, item(0x0102, 3))
+    stored = catalogue._db.execute("SELECT version, sequence FROM items").fetchall()
+    assert stored == [(b"\0\0\0\0\0\0\1\2", b"\0\0\0\0\0\0\0\3")]
 
 
 def test_when_it_was_is_kept_in_milliseconds(catalogue: Catalogue) -> None:
@@ -277,6 +298,7 @@ def test_names_spelled_alike_where_the_root_folds_them(tmp_path: Path) -> None:
     for sequence, name in enumerate(("A/\u00e9", "a/e\u0301", "pending"), 3):
         refused = decide(folding, item(9, sequence, name), completed()).verdict
         assert isinstance(refused.error, BatchTransferFailed)
+        assert refused.error.request_id == RequestId(1, sequence)
         there = "Pending" if name == "pending" else "a/\u00e9"
         assert refused.error.reason == (
             f"the root's file system takes its name for that of {there!r}"
