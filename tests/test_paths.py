@@ -20,6 +20,7 @@ from splitferry_consumer.paths import (
     leads_to,
     open_directory,
 )
+from splitferry_protocol.paths import path_problem
 
 
 @pytest.fixture
@@ -65,23 +66,25 @@ def test_place_goes_over_an_older_file(tree: Tree, root: Path, source: int) -> N
 def test_a_bad_path_is_refused_and_nothing_is_made(
     tree: Tree, root: Path, source: int, unique_id: str
 ) -> None:
-    with pytest.raises(Obstructed):
-        tree.check(unique_id)
-    with pytest.raises(Obstructed):
-        tree.place("0", source, unique_id)
+    ways: list[Callable[[str], None]]
+    ways = [tree.check, lambda path: tree.place("0", source, path)]
+    for refusing in ways:
+        with pytest.raises(Obstructed) as refused:
+            refusing(unique_id)
+        assert str(refused.value) == path_problem(unique_id)
     assert [path.name for path in root.parent.rglob("*")] == ["root", "incoming", "0"]
 
 
 @pytest.mark.parametrize(
     ("unique_id", "cause"),
     [
-        ("link/x", "link"),
-        ("directory/link/x", "link"),
-        ("link", "symbolic link"),
-        ("dangling", "symbolic link"),
-        ("directory", "directory"),
-        ("file/x", "file"),
-        ("file/x/y", "file"),
+        ("link/x", "the path leads through a file or a symbolic link"),
+        ("directory/link/x", "the path leads through a file or a symbolic link"),
+        ("link", "a symbolic link stands there"),
+        ("dangling", "a symbolic link stands there"),
+        ("directory", "a directory stands there"),
+        ("file/x", "the path leads through a file or a symbolic link"),
+        ("file/x/y", "the path leads through a file or a symbolic link"),
     ],
 )
 def test_what_stands_in_the_way_is_refused(
@@ -94,10 +97,12 @@ def test_what_stands_in_the_way_is_refused(
     (root / "link").symlink_to(outside)
     (root / "directory/link").symlink_to(outside)
     (root / "dangling").symlink_to(outside / "nothing")
-    with pytest.raises(Obstructed, match=cause):
-        tree.check(unique_id)
-    with pytest.raises(Obstructed, match=cause):
-        tree.place("0", source, unique_id)
+    ways: list[Callable[[str], None]]
+    ways = [tree.check, lambda path: tree.place("0", source, path)]
+    for refusing in ways:
+        with pytest.raises(Obstructed) as refused:
+            refusing(unique_id)
+        assert str(refused.value) == cause
     assert list(outside.iterdir()) == []
     assert (root / "incoming/0").read_bytes() == b"new"
 
@@ -127,6 +132,54 @@ def test_holds_compares_every_byte(tree: Tree, root: Path) -> None:
     assert not tree.holds("link", 5, digest)
     os.mkfifo(root / "fifo")
     assert not tree.holds("fifo", 0, hashlib.sha256().digest())
+
+
+def test_a_file_that_cannot_be_read_now_may_have_the_bytes(
+    tree: Tree, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is not said that it has not."""
+    (root / "file").write_bytes(b"bytes")
+
+    def ill(*_: object, **__: object) -> int:
+        raise OSError(errno.EIO, "ill")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", ill)
+        with pytest.raises(OSError, match="ill"):
+            tree.holds("file", 5, hashlib.sha256(b"bytes").digest())
+
+
+def test_what_may_heal_is_no_obstacle(
+    tree: Tree, root: Path, source: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ill(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "ill")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", ill)
+        with pytest.raises(OSError, match="ill"):
+            tree.check("item")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", ill)
+        with pytest.raises(OSError, match="ill"):
+            tree.place("0", source, "item")
+
+
+def test_whether_the_root_stands_where_it_did(tree: Tree, root: Path) -> None:
+    assert tree.stands_at(str(root))
+    root.rename(root.parent / "moved")
+    assert not tree.stands_at(str(root))
+    root.mkdir()
+    assert not tree.stands_at(str(root))
+    assert tree.stands_at(str(root.parent / "moved"))
+
+
+def test_whether_anything_is_below_the_root_besides_what_is_ours(tree: Tree, root: Path) -> None:
+    assert not tree.used()
+    (root / ".splitferry").mkdir()
+    assert not tree.used()
+    (root / "file").write_bytes(b"")
+    assert tree.used()
 
 
 def test_sync_tells_which_names_are_not_durable(tree: Tree, root: Path) -> None:

@@ -41,7 +41,6 @@ from splitferry_consumer.targets import (
     settling,
 )
 from splitferry_consumer.targets.file import SMALL, FileIncoming, FileTarget
-from splitferry_consumer.targets.owner import Owner
 from splitferry_protocol.errors import (
     BatchTransferFailed,
     VersionMismatch,
@@ -357,6 +356,60 @@ async def test_a_zombie_obeys_a_verdict_that_turned(root: Path) -> None:
         "request 1-1 could not be written: a directory stands there"
     ] * 2
     assert not (root / "item").exists()
+    for target in (zombie, owner):
+        await asyncio.to_thread(target.close)
+
+
+async def test_a_row_that_was_pointed_to_other_bytes_is_published_from_those(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two transactions of one that only wants a verdict, the next owner receives the
+    bytes again, and those that the row named before are swept with their dead owner."""
+    dead, owner, last = [await FileTarget.open(root) for _ in range(3)]
+    read, go_on = threading.Event(), threading.Event()
+    publish_now = last.settling._publish
+
+    def after_the_others(*arguments: Any) -> Any:
+        read.set()
+        assert go_on.wait(30)
+        return publish_now(*arguments)
+
+    with monkeypatch.context() as patch:
+        for target in (dead, owner):
+            patch.setattr(target.tree, "place", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            await publish(dead, item(), b"bytes")
+        fcntl.flock(dead.owner.lock, fcntl.LOCK_UN)
+        patch.setattr(last.settling, "_publish", after_the_others)
+        settled = asyncio.ensure_future(last.begin(item()).settle(expired(item())))
+        assert await asyncio.to_thread(read.wait, 30)
+        incoming = await received(owner, item(), b"bytes")
+        with pytest.raises(OSError, match="Input/output"):
+            await incoming.settle(completed(b"bytes"))
+        await owner.sweep()
+        assert not (root / ".splitferry/incoming" / dead.owner.name).exists()
+        go_on.set()
+        verdict = await settled
+    assert verdict.status is Status.COMPLETED
+    assert (root / "item").read_bytes() == b"bytes"
+    assert await incoming.settle(completed(b"bytes")) == verdict
+    assert (temporaries(root), owner.held) == ([], 0)
+    for target in (dead, owner, last):
+        await asyncio.to_thread(target.close)
+
+
+async def test_bytes_that_no_row_names_any_more_go_though_their_owner_lives(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be cut off for long, and receives them no more."""
+    zombie, owner = [await FileTarget.open(root) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(zombie.tree, "place", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            await publish(zombie, item(), b"bytes")
+    assert len(temporaries(root)) == 1
+    assert (await publish(owner, item(), b"bytes")).status is Status.COMPLETED
+    assert (temporaries(root), owner.held) == ([], 0)
     for target in (zombie, owner):
         await asyncio.to_thread(target.close)
 
@@ -970,30 +1023,6 @@ async def test_the_files_of_the_living_stay_and_those_of_the_dead_go(root: Path)
     await asyncio.to_thread(target.close)
     assert [path.name for path in (root / ".splitferry/incoming").iterdir()] == []
     await asyncio.to_thread(other.close)
-
-
-def test_an_owner_whose_directory_was_swept_at_birth_takes_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sweeper comes when the lock file is there and not yet locked."""
-    parent = os.open(tmp_path, os.O_RDONLY)
-    flock = fcntl.flock
-
-    def swept(lock: int, operation: int) -> None:
-        monkeypatch.setattr(fcntl, "flock", flock)
-        (name,) = os.listdir(tmp_path)
-        with Owner.dead(parent, name) as dead:
-            assert dead is not None
-            dead.remove()
-        flock(lock, operation)
-
-    monkeypatch.setattr(fcntl, "flock", swept)
-    owner = Owner.create(parent)
-    assert os.listdir(tmp_path) == [owner.name]
-    with Owner.dead(parent, owner.name) as dead:
-        assert dead is None
-    owner.release()
-    os.close(parent)
 
 
 def test_owners_start_while_others_sweep() -> None:

@@ -37,6 +37,9 @@ def _files(*names: str) -> list[str]:
     return [f"tests/test_{name}.py" for name in names]
 
 
+QUICK_OF_FILES = "not death and not follow_the_rules and not while_others_sweep and not disk_is_not"
+"""Not the tests of files that take seconds."""
+
 MODULES = {
     "codec": Module(
         [f"{PROTOCOL}/codec.py", f"{PROTOCOL}/validation.py"],
@@ -54,13 +57,15 @@ MODULES = {
         [*_files("ledger", "request", "responder"), "-k", "not more_requests_than_fit"],
     ),
     "publisher": Module([f"{CONSUMER}/publisher.py"], _files("publisher")),
-    "target": Module(
-        [
-            *(f"{CONSUMER}/targets/{name}.py" for name in ("file", "settling", "inode", "owner")),
-            f"{CONSUMER}/catalogue.py",
-            f"{CONSUMER}/paths.py",
-        ],
-        _files(*("targets_file", "targets_inode", "catalogue", "paths", "hostile_paths", "modes")),
+    "owner": Module([f"{CONSUMER}/targets/owner.py"], _files("targets_owner")),
+    "paths": Module([f"{CONSUMER}/paths.py"], _files("paths")),
+    "catalogue": Module([f"{CONSUMER}/catalogue.py"], _files("catalogue")),
+    "inode": Module([f"{CONSUMER}/targets/inode.py"], _files("targets_inode")),
+    "settling": Module(
+        [f"{CONSUMER}/targets/settling.py"], [*_files("targets_file"), "-k", QUICK_OF_FILES]
+    ),
+    "file": Module(
+        [f"{CONSUMER}/targets/file.py"], [*_files("targets_file", "modes"), "-k", QUICK_OF_FILES]
     ),
 }
 
