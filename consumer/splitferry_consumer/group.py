@@ -54,9 +54,9 @@ each, and none is told of before all are written."""
 WHOLE_MAX = BATCH // WHOLE_ITEMS
 """Bytes of an item that goes with others."""
 PROMPT_MAX = 256 * 1024
-"""Bytes of whole items together that a target in memory takes on the event loop: some 100 µs of
-copying and hashing. In a thread each system call of theirs waits for the interpreter's lock, which
-costs more than all else."""
+"""Bytes of whole items together that a target in memory takes on the event loop: copied and hashed
+well within a millisecond. In a thread each system call of theirs waits for the interpreter's lock,
+which costs more than all else."""
 READ_BACK = 1024 * 1024
 """Bytes read at once when the digest catches up from the target."""
 PAUSES = wait_exponential_jitter(multiplier=0.1, max=2.0, jitter=0.1)
