@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from splitferry_consumer.targets import Refused
 from splitferry_consumer.targets.inode import OFFSET_MAX, STEP, WRITE_BACK, Inode
+from splitferry_protocol.errors import BatchTransferFailed
+from splitferry_protocol.ids import RequestId
 
 PAGE = 4096
 
@@ -20,10 +23,11 @@ class Room:
     def __init__(self) -> None:
         self.limit = 2**63
         self.taken = 0
+        self.refusal: Exception = OSError(errno.ENOSPC, "no room")
 
     def admit(self, size: int) -> None:
         if self.taken + size > self.limit:
-            raise OSError(errno.ENOSPC, "no room")
+            raise self.refusal
         self.taken += size
 
     def release(self, size: int) -> None:
@@ -61,7 +65,7 @@ def test_partial_calls_are_carried_on(opened: Inode, monkeypatch: pytest.MonkeyP
 def test_a_write_of_nothing_is_an_error(opened: Inode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tried for ever, it would hold the thread; taken for written, it would be a hole."""
     monkeypatch.setattr(os, "pwrite", lambda *_: 0)
-    with pytest.raises(OSError, match="wrote nothing") as failed:
+    with pytest.raises(OSError, match=r"] a write wrote nothing$") as failed:
         opened.write_at(0, b"bytes")
     assert failed.value.errno == errno.EIO
 
@@ -113,12 +117,23 @@ def test_as_much_again_as_the_run_is_reserved_and_no_more_than_a_step(
     assert room.taken == before + PAGE + STEP
 
 
-def test_without_room_to_go_ahead_the_bytes_alone_are_taken(opened: Inode, room: Room) -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        OSError(errno.ENOSPC, "no room"),
+        Refused(BatchTransferFailed(RequestId(1, 1), "no room")),
+    ],
+    ids=["disk", "quota"],
+)
+def test_without_room_to_go_ahead_the_bytes_alone_are_taken(
+    opened: Inode, room: Room, refusal: Exception
+) -> None:
+    room.refusal = refusal
     opened.write_at(0, bytes(4 * PAGE))
     room.limit = 5 * PAGE
     opened.write_at(4 * PAGE, bytes(PAGE))
     assert (room.taken, size(opened)) == (5 * PAGE, 5 * PAGE)
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(type(refusal), match="no room"):
         opened.write_at(5 * PAGE, b"x")
     assert room.taken == 5 * PAGE
 
@@ -171,6 +186,21 @@ def test_what_a_failed_reservation_got_is_given_back(
     monkeypatch.undo()
     opened.write_at(4 * PAGE, bytes(4 * PAGE))
     assert room.taken == 5 * PAGE
+
+
+def test_a_failed_reservation_that_cannot_be_given_back_says_its_own_cause(
+    opened: Inode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ill(number: int) -> Callable[..., None]:
+        def fail(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    monkeypatch.setattr(os, "posix_fallocate", ill(errno.ENOSPC))
+    monkeypatch.setattr(os, "ftruncate", ill(errno.EIO))
+    with pytest.raises(OSError, match="No space"):
+        opened.write_at(0, b"bytes")
 
 
 def test_the_disk_is_set_to_work_on_what_crosses_a_border(
