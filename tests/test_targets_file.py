@@ -588,6 +588,7 @@ async def test_an_obstacle_between_the_two_phases_turns_the_verdict(
     monkeypatch.setattr(target.tree, "place", placed)
     verdict = await incoming.settle(completed(b"bytes"))
     assert isinstance(verdict.error, WriteDataFailed)
+    assert verdict.target is None
     monkeypatch.undo()
     (root / "item").rmdir()
     assert (await publish(target, item(), b"bytes")).status is Status.FAILED
@@ -907,7 +908,7 @@ async def test_a_directory_that_cannot_be_synced_condemns_and_the_next_owner_fin
     error = OSError(errno.EIO, "Input/output error")
     with monkeypatch.context() as patch:
         patch.setattr(target.tree, "sync", lambda names: dict.fromkeys(names, error))
-        with pytest.raises(Condemned):
+        with pytest.raises(Condemned, match=r"^a directory could not be synced: .*Input/output"):
             await incoming.settle(completed(b"bytes"))
     await target.in_thread(incoming.discard)
     verdict = await target.begin(item()).settle(expired(item()))
@@ -928,12 +929,45 @@ async def test_bytes_that_somebody_removes_are_received_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(target.tree, "place", placed)
-        with pytest.raises(Condemned, match="are gone"):
+        with pytest.raises(Condemned, match=r"^the received bytes are gone from the temporary"):
             await incoming.settle(completed(b"bytes"))
     await target.in_thread(incoming.discard)
     assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
     assert (root / "item").read_bytes() == b"bytes"
     assert (temporaries(root), target.held) == ([], 0)
+
+
+async def test_a_directory_that_goes_away_under_the_rename_is_made_again(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes are still there: nothing has to be received again."""
+    incoming = await received(target, item("a/item"), b"bytes")
+
+    def rename(*_: object, **__: object) -> None:
+        (root / "a").rmdir()
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        with pytest.raises(FileNotFoundError):
+            await incoming.settle(completed(b"bytes"))
+    assert (await incoming.settle(completed(b"bytes"))).status is Status.COMPLETED
+    assert (root / "a/item").read_bytes() == b"bytes"
+
+
+async def test_verdicts_that_could_not_be_cleared_are_cleared_from_a_catalogue_opened_anew(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ill(*_: object) -> None:
+        raise OSError(errno.EIO, "ill")
+
+    before = target.settling._opened
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue.Catalogue, "passed", ill)
+        with pytest.raises(OSError, match="ill"):
+            await target.passed("group", "splits", 0, 10)
+    await target.passed("group", "splits", 0, 10)
+    assert target.settling._opened is not before
 
 
 @pytest.mark.parametrize("recovery", ["again", "discard and receive", "discard and sweep"])
