@@ -556,9 +556,16 @@ async def test_a_directory_in_the_way_is_refused_at_the_first_write(
     assert temporaries(root) == []
 
 
-@pytest.mark.parametrize("obstacle", ["directory", "parent is a file", "link"])
+@pytest.mark.parametrize(
+    ("obstacle", "cause"),
+    [
+        ("directory", "a directory stands there"),
+        ("parent is a file", "leads through a file"),
+        ("link", "leads through a file or a symbolic link"),
+    ],
+)
 async def test_an_obstacle_that_comes_later_is_a_verdict(
-    target: FileTarget, root: Path, obstacle: str
+    target: FileTarget, root: Path, obstacle: str, cause: str
 ) -> None:
     incoming = await received(target, item("a/item"), b"bytes")
     if obstacle == "directory":
@@ -570,6 +577,7 @@ async def test_an_obstacle_that_comes_later_is_a_verdict(
     verdict = await incoming.settle(completed(b"bytes"))
     assert verdict.status is Status.FAILED
     assert isinstance(verdict.error, WriteDataFailed)
+    assert cause in verdict.error.message
     assert verdict.target is None
     assert temporaries(root) == []
     assert not (root.parent / "item").exists()
@@ -914,6 +922,38 @@ async def test_a_directory_that_cannot_be_synced_condemns_and_the_next_owner_fin
     verdict = await target.begin(item()).settle(expired(item()))
     assert verdict.status is Status.COMPLETED
     assert (root / "item").read_bytes() == b"bytes"
+
+
+async def test_a_file_whose_name_is_not_durable_gets_no_verdict(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that named it would promise what a power loss takes away."""
+    incoming = await received(target, item(), b"bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(target.settling, "_sync_owner", lambda _: OSError(errno.EIO, "ill"))
+        with pytest.raises(Condemned, match=r"^a directory could not be synced: .*ill$"):
+            await incoming.settle(completed(b"bytes"))
+    await target.in_thread(incoming.discard)
+    assert (await target.begin(item()).settle(expired(item()))).status is Status.EXPIRED
+    assert not (root / "item").exists()
+
+
+async def test_a_verdict_that_is_forgotten_meanwhile_is_received_again(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another owner has published it, told it, and left it behind W, between the two phases."""
+    incoming = await received(target, item(), b"bytes")
+    publish = target.settling._publish
+
+    def behind(*rows: Any) -> Any:
+        with target.settling._catalogue.transaction():
+            target.settling._catalogue._db.execute("DELETE FROM verdicts")
+        return publish(*rows)
+
+    monkeypatch.setattr(target.settling, "_publish", behind)
+    with pytest.raises(Condemned, match=r"^the verdict was forgotten: W has passed it$"):
+        await incoming.settle(completed(b"bytes"))
+    await target.in_thread(incoming.discard)
 
 
 async def test_bytes_that_somebody_removes_are_received_again(
