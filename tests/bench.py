@@ -67,6 +67,8 @@ class Faulty:
         """A call in a thread waits while it is cleared."""
         self.free.set()
         self.entered = threading.Event()
+        self.taken_in: int | None = None
+        """The thread of the last `take`."""
 
     def plan(self, method: str, *faults: Exception | None) -> None:
         self.faults[method] = deque(faults)
@@ -95,6 +97,7 @@ class Faulty:
     def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
         self.entered.set()
         self.free.wait()
+        self.taken_in = threading.get_ident()
         self._meet("take")
         self.inner.take(data, proposal)
 

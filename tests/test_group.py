@@ -52,8 +52,6 @@ from splitferry_protocol.errors import (
 from splitferry_protocol.ids import RequestId, RequestKey
 from splitferry_protocol.records import Block, Status
 
-WriteAt = Callable[[int, memoryview | bytes], None]
-
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
@@ -613,17 +611,10 @@ async def test_only_a_little_in_memory_is_taken_on_the_event_loop(
     bench: Bench, in_memory: bool, sizes: list[int], on_the_loop: bool
 ) -> None:
     made = take(bench, *map(bytes, sizes), block=Block.MEM, target=Taking(in_memory))
-    threads: set[int] = set()
-    for _, incoming, _ in made:
-        write_at = incoming.inner.write_at
-
-        def noted(offset: int, data: memoryview | bytes, write_at: WriteAt = write_at) -> None:
-            threads.add(threading.get_ident())
-            write_at(offset, data)
-
-        incoming.inner.write_at = noted  # type: ignore[method-assign]
     assert await told(made) == [Status.COMPLETED] * len(sizes)
-    assert (threads == {threading.get_ident()}) is on_the_loop
+    ours = threading.get_ident()
+    assert [incoming.taken_in == ours for _, incoming, _ in made] == [on_the_loop] * len(sizes)
+    assert None not in [incoming.taken_in for _, incoming, _ in made]
 
 
 @pytest.mark.parametrize("size", [WHOLE_MAX, WHOLE_MAX + 1])
@@ -670,10 +661,8 @@ async def test_what_fails_for_many_is_told_by_each_of_them(bench: Bench) -> None
     async def settle(taken: object) -> None:
         raise RuntimeError("a mistake")
 
-    assert (
-        await told(take(bench, b"one", b"two", target=Taking(settle_taken=settle)))
-        == ["broken"] * 2
-    )
+    made = take(bench, b"one", b"two", target=Taking(settle_taken=settle))
+    assert await told(made) == ["broken"] * 2
 
 
 async def test_closing_waits_for_the_step_that_takes_many(bench: Bench) -> None:

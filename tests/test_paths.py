@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from failing import failing
 from splitferry_consumer.paths import (
     Obstructed,
     Tree,
@@ -140,28 +141,22 @@ def test_a_file_that_cannot_be_read_now_may_have_the_bytes(
     """So it is not said that it has not."""
     (root / "file").write_bytes(b"bytes")
 
-    def ill(*_: object, **__: object) -> int:
-        raise OSError(errno.EIO, "ill")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", ill)
-        with pytest.raises(OSError, match="ill"):
+        patch.setattr(os, "open", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output error"):
             tree.holds("file", 5, hashlib.sha256(b"bytes").digest())
 
 
 def test_what_may_heal_is_no_obstacle(
     tree: Tree, root: Path, source: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ill(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, "ill")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "stat", ill)
-        with pytest.raises(OSError, match="ill"):
+        patch.setattr(os, "stat", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output error"):
             tree.check("item")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", ill)
-        with pytest.raises(OSError, match="ill"):
+        patch.setattr(os, "rename", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output error"):
             tree.place("0", source, "item")
 
 

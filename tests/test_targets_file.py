@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from failing import failing
 from small_disk import can_mount
 from splitferry_consumer import catalogue
 from splitferry_consumer.targets import (
@@ -452,13 +453,6 @@ async def test_an_unfinished_older_version_is_not_placed_over_a_newer_one(
     verdict = await publish(target, item(version=2, sequence=2), b"new")
     assert verdict.status is Status.COMPLETED
     assert (root / "item").read_bytes() == b"new"
-
-
-def failing(number: int) -> Callable[..., None]:
-    def fail(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return fail
 
 
 async def test_an_unfinished_newer_version_explains_lost_bytes(root: Path) -> None:
@@ -998,13 +992,10 @@ async def test_a_directory_that_goes_away_under_the_rename_is_made_again(
 async def test_verdicts_that_could_not_be_cleared_are_cleared_from_a_catalogue_opened_anew(
     target: FileTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ill(*_: object) -> None:
-        raise OSError(errno.EIO, "ill")
-
     before = target.settling._opened
     with monkeypatch.context() as patch:
-        patch.setattr(catalogue.Catalogue, "passed", ill)
-        with pytest.raises(OSError, match="ill"):
+        patch.setattr(catalogue.Catalogue, "passed", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output error"):
             await target.passed("group", "splits", 0, 10)
     await target.passed("group", "splits", 0, 10)
     assert target.settling._opened is not before

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from failing import failing
 from splitferry_consumer.targets import Refused
 from splitferry_consumer.targets.inode import OFFSET_MAX, STEP, WRITE_BACK, Inode
 from splitferry_protocol.errors import BatchTransferFailed
@@ -161,10 +162,7 @@ def test_a_hole_is_not_the_item(opened: Inode) -> None:
 def test_a_file_system_that_cannot_reserve_is_written_to(
     opened: Inode, room: Room, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def unknown(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    monkeypatch.setattr(os, "posix_fallocate", failing(number))
     opened.write_at(0, b"bytes")
     assert (opened.read_at(0, 5), room.taken) == (b"bytes", PAGE)
 
@@ -191,14 +189,8 @@ def test_what_a_failed_reservation_got_is_given_back(
 def test_a_failed_reservation_that_cannot_be_given_back_says_its_own_cause(
     opened: Inode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ill(number: int) -> Callable[..., None]:
-        def fail(*_: object) -> None:
-            raise OSError(number, os.strerror(number))
-
-        return fail
-
-    monkeypatch.setattr(os, "posix_fallocate", ill(errno.ENOSPC))
-    monkeypatch.setattr(os, "ftruncate", ill(errno.EIO))
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
+    monkeypatch.setattr(os, "ftruncate", failing(errno.EIO))
     with pytest.raises(OSError, match="No space"):
         opened.write_at(0, b"bytes")
 

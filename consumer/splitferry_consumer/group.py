@@ -531,8 +531,7 @@ async def _take_whole(
         return [group.take(task) for _, group, task in work]
 
     try:
-        size = sum(len(task.split.payload) for _, _, task in work)
-        if target.in_memory and size <= PROMPT_MAX:
+        if target.in_memory and sum(len(task.split.payload) for _, _, task in work) <= PROMPT_MAX:
             outcomes = take()
         else:
             outcomes = await asyncio.get_running_loop().run_in_executor(threads, take)

@@ -209,7 +209,7 @@ class MemoryTarget:
     def _clear_dead(self) -> None:
         self._expire()
         names = os.listdir(self.directory)
-        for name in self._left.keys() - set(names):  # Another sweeper was quicker.
+        for name in self._left.keys() - names:  # Another sweeper was quicker.
             del self._left[name]
         for name in names:
             owner_name, _, number = name.removeprefix(PREFIX).partition("-")
