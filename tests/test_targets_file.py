@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import resource
 import shutil
 import sqlite3
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -164,14 +166,40 @@ async def test_discard_leaves_nothing(target: FileTarget, root: Path) -> None:
     await target.in_thread(incoming.discard)
     await target.in_thread(incoming.discard)
     assert (temporaries(root), target.held) == ([], 0)
-    with pytest.raises(Condemned):
+    with pytest.raises(Condemned, match=r"^the bytes were dropped$"):
         await target.in_thread(lambda: incoming.write_at(0, b"bytes"))
+
+
+async def test_what_was_renamed_is_not_removed(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find out that no row names it would be a transaction more for each file."""
+    removed: list[str] = []
+    monkeypatch.setattr(target, "remove", lambda temporary, _: removed.append(temporary))
+    assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
+    assert (removed, target.held) == ([], 0)
+
+
+async def test_an_error_of_the_close_does_not_keep_what_nobody_wants(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming = await received(target, item(), b"bytes")
+    close = os.close
+
+    def ill(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", ill)
+        await target.in_thread(incoming.discard)
+    assert (temporaries(root), target._descriptors) == ([], 0)
 
 
 async def test_a_file_with_a_hole_is_condemned(target: FileTarget, root: Path) -> None:
     incoming = target.begin(item())
     await target.in_thread(lambda: incoming.write_at(4, b"bytes"))
-    with pytest.raises(Condemned):
+    with pytest.raises(Condemned, match=r"^not exactly the item's 9 bytes were written$"):
         await incoming.settle(completed(b"123456789"))
     assert (temporaries(root), (root / "item").exists()) == ([], False)
 
@@ -546,7 +574,8 @@ async def test_a_directory_in_the_way_is_refused_at_the_first_write(
     with pytest.raises(Refused) as refused:
         await target.in_thread(lambda: incoming.write_at(0, b"bytes"))
     assert isinstance(refused.value.error, WriteDataFailed)
-    assert "directory" in refused.value.error.message
+    cause = "a directory stands there"
+    assert str(refused.value.error) == f"request 1-1 could not be written: {cause}"
     assert temporaries(root) == []
 
 
@@ -735,6 +764,9 @@ async def test_a_batch_is_durable_before_it_is_judged(
     completes = {f"f{n}": "completed" for n in (0, 1, 4)}
     assert told == {**completes, "f2": "Condemned", "f3": "failed"}
     assert order[:6] == ["file"] * 4 + ["directory", "commit"]
+    # What was told once is told again without a look at the catalogue.
+    monkeypatch.setattr(target.settling, "settle", failing(errno.EIO))
+    assert (await taken[3].incoming.settle(completed(b"bytes"))).status is Status.FAILED
     assert {name for name in told if (root / name).is_file()} == {*completes}
     assert (temporaries(root), target.held) == ([], 0)
 
@@ -781,8 +813,9 @@ async def test_the_quota_counts_published_and_temporary_bytes(root: Path) -> Non
     assert (target.settling.published, target.held) == (60_000, 0)
     incoming = target.begin(item("b", sequence=2))
     await target.in_thread(lambda: incoming.write_at(0, bytes(30_000)))
-    with pytest.raises(Refused, match="quota 100000"):
+    with pytest.raises(Refused, match="quota 100000") as refused:
         await target.in_thread(lambda: incoming.write_at(30_000, bytes(20_000)))
+    assert refused.value.error.request_id == incoming.item.key.request
     await target.in_thread(incoming.discard)
     # A replacement counts by what it adds, once it is judged.
     assert (await publish(target, item("a", 2, 3), bytes(30_000))).status is Status.COMPLETED
@@ -894,8 +927,8 @@ async def test_a_failed_sync_condemns_the_bytes(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    for _ in range(2):
-        with pytest.raises(Condemned):
+    for cause in ("the file could not be synced: .*Input/output error", "the bytes were dropped"):
+        with pytest.raises(Condemned, match=f"^{cause}$"):
             await incoming.settle(completed(b"bytes"))
     assert len(calls) == 1
     assert (temporaries(root), target.held) == ([], 0)
@@ -969,6 +1002,24 @@ async def test_bytes_that_somebody_removes_are_received_again(
     assert (await publish(target, item(), b"bytes")).status is Status.COMPLETED
     assert (root / "item").read_bytes() == b"bytes"
     assert (temporaries(root), target.held) == ([], 0)
+
+
+async def test_bytes_that_are_gone_with_their_owner_are_a_verdict(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wants only the verdict has no bytes to receive again."""
+    dead, owner = [await FileTarget.open(root) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(dead.tree, "place", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            await publish(dead, item(), b"bytes")
+    (name,) = temporaries(root)
+    os.unlink(f"{dead.owner.name}/{name}", dir_fd=dead.incoming)
+    verdict = await owner.begin(item()).settle(expired(item()))
+    cause = "the received bytes are gone from the temporary file"
+    assert str(verdict.error) == f"request 1-1 could not be written: {cause}"
+    for target in (dead, owner):
+        await asyncio.to_thread(target.close)
 
 
 async def test_a_directory_that_goes_away_under_the_rename_is_made_again(
@@ -1051,7 +1102,10 @@ async def test_a_locked_catalogue_heals(root: Path, monkeypatch: pytest.MonkeyPa
     await asyncio.to_thread(target.close)
 
 
-async def test_a_cancelled_settle_leaves_a_whole_state(target: FileTarget, root: Path) -> None:
+@pytest.mark.parametrize("discarded", ["before", "after"])
+async def test_a_cancelled_settle_is_not_begun(
+    target: FileTarget, root: Path, discarded: str
+) -> None:
     incoming = await received(target, item(), b"bytes")
     gate = threading.Event()
     target.settling.submit(lambda: assert_set(gate))
@@ -1061,10 +1115,13 @@ async def test_a_cancelled_settle_leaves_a_whole_state(target: FileTarget, root:
     settled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await settled
-    await target.in_thread(incoming.discard)
+    if discarded == "before":
+        await target.in_thread(incoming.discard)
     gate.set()
     await caught_up(target)
+    await target.in_thread(incoming.discard)
     assert (temporaries(root), target.held, (root / "item").exists()) == ([], 0, False)
+    assert (await target.begin(item()).settle(expired(item()))).status is Status.EXPIRED
 
 
 # Owners
@@ -1195,8 +1252,36 @@ async def test_a_root_that_is_none(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "root").mkdir()
     (tmp_path / "root/.splitferry").symlink_to(tmp_path)
-    with pytest.raises(TargetUnusable, match="choose another root"):
+    remedy = "something that is no directory stands there; choose another root"
+    with pytest.raises(TargetUnusable) as refused:
         await FileTarget.open(tmp_path / name)
+    assert re.fullmatch(f"cannot use the root {tmp_path / name}: .*: {remedy}", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("causes", "remedy"),
+    [
+        (["EACCES", "EPERM", "EROFS"], "give this user write access, or choose another root"),
+        (
+            ["ENOTDIR", "EEXIST", "ELOOP"],
+            "something that is no directory stands there; choose another root",
+        ),
+        (["ENOENT"], "make it, or put it back"),
+        (["ENOSPC", "EDQUOT"], "make room on its file system, or choose another root"),
+        (["EBUSY"], "end that process if it is frozen, or wait"),
+        (["EIO"], "mend the file system, or choose another root"),
+    ],
+)
+def test_a_root_that_cannot_be_used_names_cause_and_remedy(
+    root: Path, monkeypatch: pytest.MonkeyPatch, causes: list[str], remedy: str
+) -> None:
+    for cause in causes:
+        number = getattr(errno, cause)
+        monkeypatch.setattr(os, "fsync", failing(number))
+        with pytest.raises(TargetUnusable) as refused:
+            FileTarget(root)
+        told = f"cannot use the root {root}: {os.strerror(number)}: {remedy}"
+        assert str(refused.value) == told
 
 
 def unprivileged() -> AbstractContextManager[None]:
@@ -1253,7 +1338,7 @@ async def test_whoever_settles_after_the_end_hears_of_it(root: Path) -> None:
     files = [await received(target, item(f"f{n}", sequence=n), b"bytes") for n in range(2)]
     await asyncio.to_thread(target.close)
     for one in files:
-        with pytest.raises(Condemned, match="closed"):
+        with pytest.raises(Condemned, match=r"^the target is closed$"):
             await asyncio.wait_for(one.settle(completed(b"bytes")), 5)
 
 
@@ -1420,10 +1505,11 @@ async def test_files_that_cannot_be_removed_at_the_end_are_swept_by_the_next(
     target = await FileTarget.open(root)
     await received(target, item(), b"bytes")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", lambda *_, **__: failing(errno.EIO)())
+        patch.setattr(os, "unlink", failing(errno.EIO))
         with capture_logs() as logs:
             await asyncio.to_thread(target.close)
-    assert heard(logs) == ["temporary files stay behind"]
+    told = {"event": "temporary files stay behind", "log_level": "warning", "root": str(root)}
+    assert logs == [{**told, "cause": "[Errno 5] Input/output error"}]
     assert len(temporaries(root)) == 1
     again = await FileTarget.open(root)
     assert temporaries(root) == []
@@ -1440,10 +1526,11 @@ async def test_a_temporary_file_that_could_not_be_removed_is_swept(
         await target.in_thread(lambda: dropped.take(b"bytes", completed(b"bytes")))
         await target.in_thread(dropped.seal)
     with monkeypatch.context() as patch, capture_logs() as logs:
-        patch.setattr(os, "unlink", lambda *_, **__: failing(errno.EIO)())
+        patch.setattr(os, "unlink", failing(errno.EIO))
         await target.in_thread(dropped.discard)
         await caught_up(target)
-    assert heard(logs) == ["a temporary file stays"]
+    told = {"event": "a temporary file stays", "log_level": "warning", "file": dropped.temporary}
+    assert logs == [{**told, "cause": "[Errno 5] Input/output error"}]
     assert len(temporaries(root)) == 2
     await target.sweep()
     assert temporaries(root) == [os.path.basename(kept.temporary)]
@@ -1468,7 +1555,8 @@ async def test_one_directory_that_cannot_be_cleared_leaves_the_others(
     monkeypatch.setattr(os, "listdir", in_order)
     with capture_logs() as logs:
         await target.sweep()
-    assert [(entry["event"], entry["owner"]) for entry in logs] == [("could not clear", "strange")]
+    told = {"event": "could not clear", "log_level": "warning", "owner": "strange"}
+    assert logs == [{**told, "root": str(root), "cause": "[Errno 20] Not a directory: 'strange'"}]
     assert temporaries(root) == []
     await asyncio.to_thread(dead.close)
 
@@ -1490,6 +1578,40 @@ async def test_what_is_large_is_synced_where_it_holds_up_nobody(
     await publish(target, item("large", 1, 2), bytes(SMALL + 1))
     assert threads["0"].startswith("catalogue")
     assert not threads["1"].startswith("catalogue")
+
+
+async def test_files_may_be_dropped_while_the_target_closes(
+    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming = await received(target, item(), b"bytes")
+    await target.in_thread(lambda: incoming.take(b"bytes", completed(b"bytes")))
+    await target.in_thread(incoming.seal)
+
+    def closed(_: object) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(target.settling, "submit", closed)
+    await target.in_thread(incoming.discard)
+    assert target.held == 0
+
+
+async def test_what_blocks_is_done_by_the_given_threads(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        threads.add(threading.current_thread().name)
+        sync(descriptor)
+
+    with ThreadPoolExecutor(1, "ours") as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            target = await FileTarget.open(root, executor=executor)
+        assert threads == {"ours_0"}
+        assert await target.in_thread(lambda: threading.current_thread().name) == "ours_0"
+        await asyncio.to_thread(target.close)
 
 
 async def test_sealed_bytes_that_no_row_names_go_at_once(target: FileTarget, root: Path) -> None:
@@ -1519,7 +1641,8 @@ async def test_a_damaged_catalogue_heals_and_each_time_is_told_once(
                 with pytest.raises(OSError, match=r"damaged .*restore it from a backup") as failed:
                     await incoming.settle(completed(b"older"))
                 assert failed.value.errno == errno.EIO
-            assert heard(logs) == ["catalogue unusable"]
+            unusable = {"event": "catalogue unusable", "log_level": "error"}
+            assert logs == [{**unusable, "reason": failed.value.strerror}]
         path.write_bytes(sound)
         path.with_name("catalog.db-journal").unlink(missing_ok=True)
         with capture_logs() as logs:
@@ -1527,7 +1650,8 @@ async def test_a_damaged_catalogue_heals_and_each_time_is_told_once(
                 verdict = await incoming.settle(completed(b"older"))
                 assert isinstance(verdict.error, VersionMismatch)
                 await target.sweep()
-            assert heard(logs) == ["catalogue usable again"]
+            usable = {"event": "catalogue usable again", "log_level": "info"}
+            assert logs == [{**usable, "root": str(root)}]
     assert (root / "item").read_bytes() == b"bytes"
 
 
@@ -1543,7 +1667,9 @@ async def test_that_versions_are_not_known_is_told_where_there_are_files(
         with pytest.raises(OSError, match="deleted or moved"):
             await publish(target, item("other", sequence=2), b"bytes")
         assert (await publish(target, item("other", sequence=2), b"bytes")).status == "completed"
-        assert heard(logs) == ["no catalogue"]
+        reason = "a new one is made, and the versions of the files here are not known"
+        told = {"event": "no catalogue", "log_level": "warning", "root": str(root)}
+        assert logs == [{**told, "reason": reason}]
         await asyncio.to_thread(target.close)
         again = await FileTarget.open(root)
         assert heard(logs) == ["no catalogue"]
@@ -1558,7 +1684,10 @@ async def test_our_directories_are_made_anew(target: FileTarget, root: Path) -> 
     with pytest.raises(Condemned):
         await lost.settle(completed(b"bytes"))
     await target.in_thread(lost.discard)
-    await target.sweep()
+    with capture_logs() as logs:
+        await target.sweep()
+    told = {"event": "our directories were removed and are made anew", "log_level": "warning"}
+    assert logs == [{**told, "root": str(root)}]
     assert target.owner.name != before
     assert not os.get_inheritable(target.incoming)
     assert os.listdir(root / ".splitferry/incoming") == [target.owner.name]
@@ -1574,7 +1703,9 @@ async def test_a_root_that_was_removed_is_used_again_when_it_is_back(root: Path)
     shutil.rmtree(root)
     with capture_logs() as logs:
         await target.sweep()
-    assert "make it, or put it back" in logs[0]["reason"]
+    cause = "No such file or directory: make it, or put it back"
+    told = {"event": "root unusable", "log_level": "error"}
+    assert logs[0] == {**told, "reason": f"cannot use the root {root}: {cause}"}
     with pytest.raises(OSError, match="No such file"):
         await publish(target, item(), b"bytes")
     root.mkdir()
@@ -1594,8 +1725,9 @@ async def test_a_root_that_was_moved_is_waited_for(root: Path) -> None:
     root.rename(moved)
     root.mkdir()
     (root / ".splitferry").mkdir()
-    for cause in ("deleted or moved", "not the directory that it was"):
-        with pytest.raises(OSError, match=cause):
+    remedy = "put that one back (mount it), or restart the consumer to go on with what is there now"
+    for cause in ("deleted or moved", f"{root} is not the directory that it was: {remedy}"):
+        with pytest.raises(OSError, match=re.escape(cause)):
             await incoming.settle(completed(b"bytes"))
         await target.sweep()
     assert os.listdir(root) == [".splitferry"]
@@ -1619,7 +1751,8 @@ async def test_files_wait_for_others_when_as_many_are_open_as_may_be(
             await received(target, item(f"{limit}-{n}", sequence=n), b"x") for n in range(together)
         ]
         late = target.begin(item("late"))
-        with pytest.raises(OSError, match="ulimit -n") as failed:
+        told = r"; raise the limit of open files \(ulimit -n\)$"
+        with pytest.raises(OSError, match=told) as failed:
             await target.in_thread(lambda: late.write_at(0, b"x"))  # noqa: B023
         assert failed.value.errno == errno.EMFILE
         await target.in_thread(files[0].discard)
@@ -1633,10 +1766,25 @@ async def test_a_file_that_cannot_be_opened_takes_no_descriptor(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (161, 161))
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", lambda *_, **__: failing(errno.EIO)())
+        patch.setattr(os, "open", failing(errno.EIO))
         with pytest.raises(OSError, match="Input/output"):
             await received(target, item(), b"x")
     assert (await publish(target, item(), b"x")).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_without_a_reserve_the_last_block_may_be_taken(
+    root: Path, monkeypatch: pytest.MonkeyPatch, blocking: bool
+) -> None:
+    if blocking:
+        target = await asyncio.to_thread(FileTarget, root)
+    else:
+        target = await FileTarget.open(root)
+    free = SimpleNamespace(f_bavail=1, f_frsize=4096)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstatvfs", lambda _: free)
+        await target.in_thread((await received(target, item(), bytes(4096))).discard)
+    await asyncio.to_thread(target.close)
 
 
 async def test_the_quota_and_the_reserve_may_be_met_exactly(
@@ -1665,10 +1813,13 @@ async def test_the_quota_and_the_reserve_may_be_met_exactly(
 
 
 async def test_a_published_file_that_cannot_be_read_is_not_verified(
-    target: FileTarget, monkeypatch: pytest.MonkeyPatch
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish(target, item(), b"bytes")
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, capture_logs() as logs:
         patch.setattr(hashlib, "file_digest", failing(errno.EIO))
         assert await target.verified("item") is None
+    told = {"event": "a published file cannot be read", "log_level": "warning"}
+    cause = "[Errno 5] Input/output error"
+    assert logs == [{**told, "file": str(root / "item"), "cause": cause}]
     assert await target.verified("item") is not None
