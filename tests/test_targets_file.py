@@ -41,6 +41,7 @@ from splitferry_consumer.targets import (
     Taken,
     TargetUnusable,
     Verdict,
+    file,
     settling,
 )
 from splitferry_consumer.targets.file import SMALL, FileIncoming, FileTarget
@@ -718,13 +719,40 @@ async def test_what_does_not_go_into_one_batch_goes_into_the_next(
     monkeypatch.setattr(target.settling._catalogue, "transaction", committed)
     gate = threading.Event()
     target.settling.submit(lambda: assert_set(gate))
+    submitted: list[None] = []
+    submit = target.settling._thread.submit
+
+    def count(*work: Any) -> Any:
+        submitted.append(None)
+        return submit(*work)
+
+    monkeypatch.setattr(target.settling._thread, "submit", count)
     settled = [asyncio.ensure_future(one.settle(completed(b"bytes"))) for one in files]
     while len(target.settling._waiting) < len(files):
         await asyncio.sleep(0)
     gate.set()
     async with asyncio.timeout(10):
         assert [(await one).status for one in settled] == ["completed"] * 5
-    assert len(commits) == 2 * 3  # Two transactions for each batch of 2, 2 and 1.
+    assert len(submitted) == 3  # The thread comes once for each batch of 2, 2 and 1,
+    assert len(commits) == 2 * 3  # and makes two transactions of it.
+
+
+async def test_where_nobody_waits_any_more_nobody_else_is_kept_waiting(target: FileTarget) -> None:
+    gone, here = [await received(target, item(f"f{n}", sequence=n), b"bytes") for n in range(2)]
+    gate = threading.Event()
+    target.settling.submit(lambda: assert_set(gate))
+    proposal = completed(b"bytes")
+
+    async def begin() -> None:
+        target.settling.begin_settling(gone.item, proposal, gone, lambda _: None)
+
+    await asyncio.to_thread(lambda: asyncio.run(begin()))  # The loop is closed with it.
+    settled = asyncio.ensure_future(here.settle(proposal))
+    while len(target.settling._waiting) < 2:
+        await asyncio.sleep(0)
+    gate.set()
+    async with asyncio.timeout(10):
+        assert (await settled).status is Status.COMPLETED
 
 
 async def test_a_batch_is_durable_before_it_is_judged(
@@ -1226,6 +1254,19 @@ async def test_a_name_that_the_file_system_folds_goes_over_no_other(tmp_path: Pa
         subprocess.run(["umount", root], check=True)
 
 
+async def test_what_the_root_says_of_names_is_what_the_catalogue_goes_by(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same without a file system that folds them."""
+    for sequence, folding, status in ((1, True, "failed"), (3, False, "completed")):
+        monkeypatch.setattr(file, "folds_names", lambda _, folding=folding: folding)
+        target = await FileTarget.open(root)
+        await publish(target, item(f"a{sequence}", 1, sequence), b"bytes")
+        verdict = await publish(target, item(f"A{sequence}", 1, sequence + 1), b"other")
+        assert verdict.status == status
+        await asyncio.to_thread(target.close)
+
+
 # Roots that cannot be used
 
 
@@ -1461,7 +1502,7 @@ async def test_what_waits_when_the_target_closes_is_not_settled_any_more(root: P
     while not target.settling._waiting:
         await asyncio.sleep(0)
     gate.set()
-    with pytest.raises(Condemned, match="closed"):
+    with pytest.raises(Condemned, match=r"^the target is closed$"):
         await settled
     await closing
     assert not (root / "item").exists()
