@@ -304,6 +304,23 @@ def test_a_new_reply_after_the_end_gets_the_result_once_more(when: str) -> None:
     assert (world.ledger.late_duplicates, world.ledger.held_bytes) == (2, 0)
 
 
+def test_a_reply_read_at_the_very_end_goes_with_the_result() -> None:
+    """The horizon ends a request before the record there is read, which the next owner passes over
+    as it does with all up to *e*. Meanwhile another request keeps P below."""
+    holder = split(1, 0, b"a", total=3)
+    late = [split(2, n, b"x", total=2, reply=reply) for n, reply in enumerate((b"old", b"new"))]
+    world = World([holder, late[0], holder, poison(), poison(), late[1]], horizon=4)
+    while world.read():
+        pass
+    assert all((world.settle(), world.begin(), world.commit(heard=False)))
+    world.finish()
+    assert world.outcomes()[TWO, 1] == (Status.FAILED, 5, "BatchTransferFailed")
+    assert [(r.reply, r.repeat) for r in results(world) if r.request == TWO] == [
+        (b"old", False),
+        (b"new", True),
+    ]
+
+
 def test_a_request_knows_when_the_log_got_its_first_split_and_the_last_new_bytes() -> None:
     """By the log's clock: the owner's may have begun long after."""
     ledger = taken(7)

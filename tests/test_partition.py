@@ -664,6 +664,57 @@ async def test_draining_publishes_what_has_ended_and_reads_no_further(place: Pla
     assert place.kafka.offsets[0][0] == 1, "request 2 is open and holds W"
 
 
+async def test_what_a_poll_brings_after_draining_began_is_left_to_the_next_owner(
+    place: Place,
+) -> None:
+    """A look at the position that is under way must not take it for what was read."""
+    place.kafka.send(file(1, total=0))
+    owner = place.own()
+    await place.finish(owner)
+    place.kafka.gates["position"].clear()
+    await until(lambda: place.kafka.calls[-1] == "position")
+    owner.partition.drain()
+    late = place.kafka.send(file(2, total=0))  # a poll that began before brings it
+    await until(lambda: owner.member.positions[0] > late)
+    place.kafka.gates["position"].set()
+    await asyncio.sleep(0.05)
+    await owner.lose()
+    assert place.kafka.offsets[0][0] <= late
+    await place.finish()
+    assert [r.request.sequence for r in results(place.kafka)] == [1, 2]
+
+
+async def test_draining_does_not_wait_for_what_may_not_be_published(place: Place) -> None:
+    """Below the previous owner's P, which no record brings nearer any more."""
+    contents = [file(1, total=0), file(2, total=0)]
+    for content in contents:
+        place.kafka.send(content)
+    place.kafka.offsets[0] = (0, Bookmark(0, 0, 2, 1000).metadata)
+    owner = place.own(feed=False)
+    await until(lambda: owner.partition.ready)
+    owner.partition.deliver([as_read(0, contents[0])])
+    owner.partition.drain()
+    assert owner.partition.drained
+    await owner.lose()
+    await place.finish()
+    assert {r.request.sequence for r in results(place.kafka)} == {1, 2}
+
+
+async def test_a_partition_that_is_lost_is_not_said_to_be_taken_again(place: Place) -> None:
+    place.kafka.gates["commit"].clear()
+    place.kafka.send(file(1, total=0))
+    with captured_logs() as logs:
+        owner = place.own()
+        await until(lambda: "commit" in place.kafka.calls)
+        losing = asyncio.ensure_future(owner.lose())
+        await asyncio.sleep(0)
+        place.kafka.gates["commit"].set()
+        await losing
+    told = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
+    assert told == ["partition taken"]
+    assert len(results(place.kafka)) == 1
+
+
 # ---- any faults, at any time, with two owners
 
 

@@ -628,11 +628,12 @@ class Ledger:
         for state in states:
             assert state.result is not None
             # Tokens read before the result went out go with it. A token at or above P would be
-            # owed again after a crash: it waits, and is told by the next transaction.
+            # owed again after a crash: it waits, and is told by the next transaction. But not one
+            # read at *e* itself, which is possible at the horizon.
             events += [
                 Told(offset, _repeat(state.result, reply))
                 for offset, reply in state.repeats
-                if offset < told
+                if offset < told or offset <= state.last
             ]
         if not states and not events and watermark == self.committed[0]:
             return None
@@ -663,7 +664,7 @@ class Ledger:
             self._holding.pop(state, None)
             self._record(offset, result, value, state.newest_reply)
             for late, reply in state.repeats:
-                if late >= batch.told:
+                if late >= batch.told and late > state.last:
                     self.held_bytes -= _REPEAT_WEIGHT
                     self._tell(Told(late, _repeat(result, reply)))
         if offsets:

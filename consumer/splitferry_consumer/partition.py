@@ -46,6 +46,7 @@ from .taking import Misfit, Rules, take
 from .targets import Condemned, Item, Target, TargetUnusable, Verdict
 from .transport import (
     Fenced,
+    HangingTransaction,
     OutOfRange,
     Record,
     TooLarge,
@@ -88,6 +89,10 @@ class PartitionState(StrEnum):
     REFUSED = "refused"
     """It is not read, and that needs somebody's hand; it is tried again all the same."""
     DRAINING = "draining"
+
+
+class _Lost(Exception):
+    """Another member may own the partition."""
 
 
 class Vigil:
@@ -165,7 +170,7 @@ class Partition:
         self._publishing: asyncio.Task[None] | None = None
         self._draining = False
         self._failures = 0
-        self._trouble: Exception | None = None
+        self._trouble: BaseException | None = None
         """Why it is not, or not yet, taken again."""
         self._task = asyncio.create_task(self._hold(), name=f"partition {number}")
 
@@ -181,11 +186,9 @@ class Partition:
             try:
                 await self._take()
                 await self._serve()
-            except asyncio.CancelledError:
-                if is_ours():
+            except (Exception, asyncio.CancelledError) as trouble:
+                if isinstance(trouble, asyncio.CancelledError) and is_ours():
                     raise
-                self._log.exception("partition is taken again after a cancellation of nobody's")
-            except Exception as trouble:  # noqa: BLE001
                 # Whatever it is, the log is still there: better taken again than held, silent.
                 self._trouble = trouble
                 if not self._draining:  # nor lost
@@ -204,10 +207,12 @@ class Partition:
             self._failures += 1
             await asyncio.sleep(pause)
 
-    def _explain(self, trouble: Exception) -> None:
+    def _explain(self, trouble: BaseException) -> None:
         """Log why the partition is taken again. Where nothing heals by itself, as an error."""
         match trouble:
-            case Misfit():
+            case _Lost():  # and not taken again
+                pass
+            case Misfit() | HangingTransaction():
                 self._log.error("partition refused", reason=str(trouble))
             case Condemned():
                 self._log.error("partition is taken again: a write was lost", error=str(trouble))
@@ -221,6 +226,9 @@ class Partition:
                 self._log.warning("partition was fenced", error=str(trouble))
             case TransportError():
                 self._log.warning("partition is taken again", error=str(trouble))
+            case asyncio.CancelledError():
+                event = "partition is taken again after a cancellation of nobody's"
+                self._log.error(event, exc_info=trouble)
             case _:
                 event = "partition is taken again after an unexpected error"
                 self._log.error(event, exc_info=trouble)
@@ -414,6 +422,8 @@ class Partition:
         await self._look_at_topics(LOOK_AGAIN)
         position = await self._transport.position(self.number)
         self._raise_if_broken()  # a poll that failed may have lost records below that position
+        if self._draining:  # and a poll that was under way brings records that nobody reads now
+            return
         if position is not None:
             ledger.advance(position)
         end, stable = self._transport.end(self.number), self._transport.stable_end(self.number)
@@ -463,7 +473,7 @@ class Partition:
     async def lose(self) -> None:
         """Another member may own the partition from now on. Bounded; never raises."""
         self._draining = True
-        self._broken = self._broken or TransportError("the partition was lost")
+        self._broken = self._broken or _Lost()
         if self._publishing is not None and not self._publishing.done():
             await asyncio.wait([self._publishing], timeout=LOSE_BOUND)
         # One cancellation may be lost: a client of aiokafka that is being stopped swallows what
@@ -493,8 +503,9 @@ class Partition:
         if self._draining:
             return PartitionState.DRAINING
         if self._ledger is None or self._broken is not None:
-            refused = isinstance(self._trouble, (Misfit, TargetUnusable, TopicUnusable))
-            return PartitionState.REFUSED if refused else PartitionState.TAKING
+            refused = (Misfit, HangingTransaction, TargetUnusable, TopicUnusable)
+            held_up = isinstance(self._trouble, refused)
+            return PartitionState.REFUSED if held_up else PartitionState.TAKING
         return PartitionState.READING if self.ready else PartitionState.FULL
 
     @property
@@ -505,9 +516,12 @@ class Partition:
 
     @property
     def drained(self) -> bool:
-        """Whether every request that has ended has its result committed."""
+        """Whether all that may be published is committed: the result of every request that has
+        ended, unless P of the previous owner is not reached, which no record brings nearer now."""
         ledger = self._ledger
-        return ledger is None or (ledger.unsettled == 0 and not ledger.has_news)
+        if ledger is None or not ledger.may_publish:
+            return True
+        return ledger.unsettled == 0 and not ledger.has_news
 
 
 class _Reports(NamedTuple):

@@ -176,20 +176,17 @@ async def _load(
 ) -> Ledger:
     """Steps 2 to 4."""
     group, topic, horizon = rules.group, rules.splits_topic, rules.horizon
+    lost: list[str] = []
 
     def refuse(problem: str) -> None:
         """Raise Misfit, unless the loss is accepted."""
         if not rules.accept_loss:
             raise Misfit(problem + ACCEPT_LOSS)
         log.warning("loss accepted", topic=topic, partition=partition, lost=problem)
+        lost.append(problem)
 
-    def ledger_from(bookmark: Bookmark, loss: bool) -> Ledger:
-        ledger = Ledger(group, topic, partition, horizon, bookmark, results[1], rules.limits)
-        if loss:
-            # A log made anew soon grows past the old W: with that still committed, the next
-            # owner would see nothing amiss, and begin in the middle.
-            ledger.commit_anew()
-        return ledger
+    def ledger_from(bookmark: Bookmark) -> Ledger:
+        return Ledger(group, topic, partition, horizon, bookmark, results[1], rules.limits)
 
     committed = await transport.committed(partition)
     splits = await transport.splits_bounds(partition)
@@ -212,7 +209,7 @@ async def _load(
     if problem is not None:
         refuse(problem)
         bookmark = accepting_loss(bookmark, splits, results, horizon, topics)
-    ledger = ledger_from(bookmark, loss=problem is not None)
+    ledger = ledger_from(bookmark)
     start = bookmark.results_from(horizon, results[0])
     # Closed here, also by a refusal, and not at some time by the collector of garbage.
     async with aclosing(_results(transport, partition, start, results[1], refuse)) as found:
@@ -221,8 +218,14 @@ async def _load(
                 continue
             if (cut_off := beyond(result, splits)) is not None:
                 refuse(cut_off)
-                return ledger_from(made_anew(splits, results, horizon), loss=True)
+                ledger = ledger_from(made_anew(splits, results, horizon))
+                break
             ledger.load(record.offset, result, record.value)
+    if lost:
+        # What was accepted is over with the next commit. And a log made anew soon grows past the
+        # old W: with that still committed, the next owner would see nothing amiss, and begin in
+        # the middle.
+        ledger.commit_anew()
     return ledger
 
 

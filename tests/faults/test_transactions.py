@@ -77,7 +77,7 @@ def writes(play: Scene) -> bool:
 async def results_hidden_by_a_transaction(servers: str, directory: Path) -> None:
     """Somebody's transaction on a results partition is not ended when a consumer starts.
 
-    The partition is refused, and tried again: the log warns where the results cannot be read,
+    The partition is refused, and tried again: the log tells where the results cannot be read,
     and what to do. Other partitions go on.
     """
     async with scene(servers, directory) as play, stranger(play) as other:
@@ -90,8 +90,8 @@ async def results_hidden_by_a_transaction(servers: str, directory: Path) -> None
         consumer = await play.run.consumer()
         behind, beside = await play.item(0), await play.item(1)
         await play.told(beside)
-        line = await play.said(consumer, "partition is taken again", "another producer is open")
-        assert (line["level"], line["partition"]) == ("warning", 0)
+        line = await play.said(consumer, "partition refused", "another producer is open")
+        assert (line["level"], line["partition"]) == ("error", 0)
         assert consumer.heard("partition taken") == 1
         await other.abort_transaction()
         await play.told(behind)
