@@ -1580,6 +1580,21 @@ async def test_a_temporary_file_that_could_not_be_removed_is_swept(
     assert (temporaries(root), target.held) == ([], 0)
 
 
+async def test_a_sweep_that_cannot_look_is_told_and_met_again_by_the_next(
+    target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the first, in which nobody has the target yet, to close what it holds."""
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(os, "listdir", failing(errno.EMFILE))
+        await target.sweep()
+        second = await FileTarget.open(root)
+    remedy = "Too many open files: mend the file system, or choose another root"
+    told = {"event": "root unusable", "log_level": "error"}
+    assert logs == [{**told, "reason": f"cannot use the root {root}: {remedy}"}] * 2
+    await asyncio.to_thread(second.close)
+    await target.sweep()
+
+
 async def test_one_directory_that_cannot_be_cleared_leaves_the_others(
     target: FileTarget, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import signal
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from failing import failing
 from splitferry_consumer.segment import attach, free
 from splitferry_consumer.targets import Condemned, Item, Refused, Verdict, memory
 from splitferry_consumer.targets.handler import HandlerTarget, ReceivedItem
@@ -218,6 +221,19 @@ async def test_announced_segments_outlive_close_until_their_time(
     monkeypatch.setattr(memory, "_now", lambda: later)
     await second.sweep()
     assert segments(first) == []
+    await second.in_thread(second.close)
+
+
+async def test_a_sweep_that_cannot_look_is_told_and_met_again_by_the_next(
+    target: MemoryTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the first, in which nobody has the target yet, to close what it holds."""
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(os, "listdir", failing(errno.EMFILE))
+        await target.sweep()
+        second = await MemoryTarget.open(MemoryLimit(MIB))
+    told = {"event": "shared memory cannot be looked at", "log_level": "error"}
+    assert logs == [{**told, "cause": "[Errno 24] Too many open files"}] * 2
     await second.in_thread(second.close)
 
 

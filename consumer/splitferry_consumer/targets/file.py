@@ -340,9 +340,11 @@ class FileTarget:
     def _clear_dead(self) -> None:
         try:
             self._stand()
+            names = os.listdir(self.incoming)
         except OSError as error:
             log.error("root unusable", reason=_explain(self.root, error))
-        for name in os.listdir(self.incoming):
+            return
+        for name in names:
             try:
                 if name == self.owner.name:
                     self._clear_left()

@@ -208,7 +208,11 @@ class MemoryTarget:
 
     def _clear_dead(self) -> None:
         self._expire()
-        names = os.listdir(self.directory)
+        try:
+            names = os.listdir(self.directory)
+        except OSError as error:
+            log.error("shared memory cannot be looked at", cause=str(error))
+            return
         for name in self._left.keys() - names:  # Another sweeper was quicker.
             del self._left[name]
         for name in names:
