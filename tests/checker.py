@@ -1,9 +1,9 @@
 """The rules of docs/RELIABILITY.md, checked from outside.
 
 `violations` is pure: it is given everything that can be seen of a run, works out from the splits
-log alone what must have become of each request, and says what differs. It shares the codec with
-the consumer, and nothing else: `reference` keeps whole items in memory and knows no transactions,
-no W and no restarts.
+log alone what must have become of each request, and says what differs. It shares the codec
+and the rule for names of files with the consumer, and nothing else: `reference` keeps whole items
+in memory and knows no transactions, no W and no restarts.
 
 `read_history` looks: at the topics with a plain aiokafka consumer that reads committed records,
 at the group's offsets, and at the files.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -14,11 +15,21 @@ from splitferry_cli.broker import LocalBroker
 PACKAGES = ["splitferry_protocol", "splitferry_producer", "splitferry_consumer", "splitferry_cli"]
 
 
+BROKERS = {"bootstrap_servers", "killable_broker", "broker"}
+"""Fixtures that start one."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest: dict[Path, float] = {}
     for item in items:
-        if "bootstrap_servers" in getattr(item, "fixturenames", ()):
+        if BROKERS & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.kafka)
+        limit = item.get_closest_marker("timeout")
+        seconds = limit.args[0] if limit is not None else None
+        longest[item.path] = max(longest.get(item.path, 0.0), seconds or 0.0)
+    # Files that may take long go first, or the last process would work on one by itself.
+    items.sort(key=lambda item: -longest[item.path])
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -31,6 +31,8 @@ from checker import (
 )
 from splitferry_cli.consumer_process import ConsumerProcess
 from splitferry_consumer.segment import attach
+from splitferry_consumer.targets.limit import MemoryLimit
+from splitferry_consumer.targets.memory import MemoryTarget
 from splitferry_protocol.codec import decode_outcome
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Block, Result
@@ -46,16 +48,19 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 async def until(
-    condition: Callable[[], bool | Awaitable[bool]], what: str, bound: float = BOUND
+    condition: Callable[[], bool | Awaitable[bool]],
+    what: str,
+    bound: float = BOUND,
+    every: float = 0.02,
 ) -> None:
-    """Wait for a condition. Fails with `what` after `bound` seconds."""
+    """Wait for a condition, looked at `every` so many seconds. Fails with `what` after `bound`."""
     try:
         async with asyncio.timeout(bound):
             while True:
                 answer = condition()
                 if answer if isinstance(answer, bool) else await answer:
                     return
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(every)
     except TimeoutError:
         raise AssertionError(f"not within {bound:.0f} s: {what}") from None
 
@@ -113,6 +118,8 @@ class Stage:
         self._uncommitted = self._bounds("read_uncommitted")
         self._results: list[TopicPartition] = []
         self._watching: list[asyncio.Task[None]] = []
+        self._looked: dict[TopicPartition, int] = {}
+        """Offsets of the results up to which all items were looked at."""
 
     def _bounds(self, isolation: str) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
@@ -172,7 +179,8 @@ class Stage:
 
     def writing(self) -> int:
         """How many files are on their way in."""
-        return sum(not path.endswith("/lock") for path in self.look().temporary)
+        files = (self.root / ".splitferry/incoming").glob("*/*")
+        return sum(path.name != "lock" for path in files)
 
     def verdicts(self) -> dict[RequestId, bool]:
         """Requests with a verdict row, and whether its rename is pending. No consumer may run.
@@ -226,6 +234,8 @@ class Stage:
                             if told.success and self._lives(told):
                                 self.sightings.append(await asyncio.to_thread(self._sight, told))
                             self.results[told.request] = told
+                for tp in results:
+                    self._looked[tp] = await reader.position(tp)
         finally:
             await reader.stop()
 
@@ -259,18 +269,36 @@ class Stage:
         return found if len(found) > running else []
 
     async def settle(self, held: int = 0) -> None:
-        """Wait until W is at the end, or `held` records before it, and the memory is free."""
+        """Wait until W is at the end, or `held` records before it."""
 
         async def read() -> bool:
             return await self.behind() <= held
 
-        await until(read, "W at the end")
-        await until(lambda: not self.segments(), "segments of the dead are gone")
+        await until(read, "W at the end", every=0.2)
+
+    async def freed(self) -> None:
+        """Wait until what was left in the shared memory has had its time."""
+        await until(lambda: not self.segments(), "segments of the dead are gone", every=0.2)
 
     async def stop(self) -> None:
-        """SIGTERM for all who still run."""
+        """SIGTERM for all who still run. Then nothing is left that a sweep would not clear."""
         codes = await asyncio.gather(*(consumer.stop() for consumer in self.consumers))
         assert not any(codes), codes
+
+        async def looked() -> bool:
+            ends = await self.results_ends()
+            return all(self._looked.get(tp, 0) >= end for tp, end in ends.items())
+
+        with suppress(AssertionError):  # Not when the topic was made anew.
+            await until(looked, "all items were looked at", LIFETIME, every=0.2)
+        await asyncio.to_thread(self._sweep_memory)
+
+    def _sweep_memory(self) -> None:
+        """What the dead have announced lives on for its lifetime: let that be over."""
+        for name in self.segments():
+            os.utime(SHARED_MEMORY / name, (0, 0))
+        MemoryTarget(MemoryLimit(0)).close()
+        assert self.segments() == [], "segments of the dead are gone"
 
     async def history(self, **more: Any) -> History:
         """Everything for the checker."""

@@ -22,6 +22,7 @@ from splitferry_cli import broker as broker_module
 from splitferry_cli.broker import BrokerUnavailable, LocalBroker
 from splitferry_cli.kafka_jars import java, kafka_jars
 
+pytestmark = pytest.mark.kafka
 GONE_SECONDS = 30
 
 

@@ -57,9 +57,7 @@ counter.write_text(str(run))
 
 async def ended_five_times(made: Make) -> list[Any]:
     """What is said of it; the other worker has run on."""
-    supervisor = made(
-        f"print('joined', flush=True)\nif number == 1 and run < 6: sys.exit(3)\n{OBEYS}"
-    )
+    supervisor = made(FALLS)
     with captured_logs() as logs:
         running = asyncio.create_task(supervisor.run())
         await until(lambda: supervisor.workers[0].restarts == 5)

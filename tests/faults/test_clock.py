@@ -63,6 +63,7 @@ async def unnoticed(servers: str, topics: Make, directory: Path) -> None:
         shim.step_clock(-2 * YEAR)
         successor = await run.consumer()
         await until(lambda: successor.heard("partition taken") == 1, "a successor")
+        await run.freed()
         await ferry.finish({idle: (Status.EXPIRED, "BatchTransferFailed")})
         assert consumer.log.read_text().count("partition taken") == 1
         assert run.errors() == []

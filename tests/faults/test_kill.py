@@ -6,6 +6,7 @@ SPLITFERRY_FAULT_ROUNDS sets the number of kills, SPLITFERRY_FAULT_SEED repeats 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 from collections import Counter
@@ -36,20 +37,39 @@ RESUMED = 30.0
 async def test_kills(
     bootstrap_servers: str, topics: Callable[..., Awaitable[Topics]], tmp_path: Path
 ) -> None:
-    """Once plainly, and once while two requests are held open from the beginning to the end.
+    """Half of them plainly, half while two requests are held open from the beginning to the end.
 
-    Side by side, since most of the time goes by until Kafka takes a dead member for dead.
+    Several groups side by side, since most of the time goes by until Kafka takes a dead member
+    for dead.
     """
     print(f"SPLITFERRY_FAULT_SEED={SEED} SPLITFERRY_FAULT_ROUNDS={ROUNDS}")
-    async with asyncio.TaskGroup() as both:
-        both.create_task(kill_often(bootstrap_servers, topics, tmp_path / "plain", False))
-        both.create_task(kill_often(bootstrap_servers, topics, tmp_path / "held", True))
+    found_by = {False: Counter[str](), True: Counter[str]()}
+
+    async def group(hold: bool, number: int) -> None:
+        place = tmp_path / f"{'held' if hold else 'plain'}-{number}"
+        seed = SEED + 2 * number + hold
+        found_by[hold] += await kill_often(bootstrap_servers, topics, place, hold, seed)
+
+    async with asyncio.TaskGroup() as groups:
+        for hold, number in itertools.product((False, True), range(2)):
+            groups.create_task(group(hold, number))
+    for found in found_by.values():
+        # Most kills found the consumer at work, and each kind of work was met.
+        assert found["at work"] > ROUNDS // 2, found
+        assert found["writing"] > ROUNDS // 10, found
+        assert found["decided, not told"] + found["in a transaction"] > ROUNDS // 25, found
 
 
 async def kill_often(
-    servers: str, topics: Callable[..., Awaitable[Topics]], directory: Path, hold: bool
-) -> None:
-    rng = random.Random(SEED + hold)
+    servers: str,
+    topics: Callable[..., Awaitable[Topics]],
+    directory: Path,
+    hold: bool,
+    seed: int,
+) -> Counter[str]:
+    """Half of the rounds; returns what the kills have interrupted."""
+    rounds = max(1, ROUNDS // 2)
+    rng = random.Random(seed)
     # With one partition a request that is held open holds W back for all the others.
     partitions = 1 if hold else 3
     load = make_load(rng, REQUESTS, partitions, SIZES)
@@ -58,8 +78,8 @@ async def kill_often(
     async with stage(servers, names, directory) as run, sending(run.servers) as producer:
         await send(producer, names.splits, [message(s, partitions) for ss in held for s in ss[:2]])
         kills = Kills(run, len(held))
-        for number in range(ROUNDS):
-            share = load[len(load) * number // ROUNDS : len(load) * (number + 1) // ROUNDS]
+        for number in range(rounds):
+            share = load[len(load) * number // rounds : len(load) * (number + 1) // rounds]
             await one_round(run, producer, rng, share, partitions)
             await kills.look()
         before = len(run.results)
@@ -75,13 +95,10 @@ async def kill_often(
         await run.stop()
         history = await run.history()
         found = kills.count(history.outcomes)
-        print(f"{directory.name}: {ROUNDS} kills, {dict(found)}")
+        print(f"{directory.name}: {rounds} kills, {dict(found)}")
         assert violations(history) == [], f"seed {SEED}, {directory.name}"
         assert run.errors() == []
-        # Most kills found the consumer at work, and each kind of work was met.
-        assert found["at work"] > ROUNDS // 2, found
-        assert found["writing"] > ROUNDS // 10, found
-        assert found["decided, not told"] + found["in a transaction"] > ROUNDS // 25, found
+        return found
 
 
 async def one_round(

@@ -16,6 +16,7 @@ MINUTES = os.environ.get("SPLITFERRY_SOAK_MINUTES", "0.7")
 
 
 @needs_shim
+@pytest.mark.kafka
 @pytest.mark.timeout(420)
 def test_a_short_soak() -> None:
     seed = os.environ.get("SPLITFERRY_FAULT_SEED")

@@ -365,7 +365,7 @@ async def test_demo(cli: Cli, tmp_path: Path, kill: bool) -> None:
 async def test_demo_tells_when_the_consumer_dies(cli: Cli, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    process = await cli.begin("demo", "--size", "512MiB", env={"TMPDIR": str(scratch)})
+    process = await cli.begin("demo", "--size", "64MiB", env={"TMPDIR": str(scratch)})
     async with asyncio.timeout(60):
         while not list(scratch.glob("*/received/.splitferry")):
             await asyncio.sleep(0.1)
@@ -381,7 +381,7 @@ async def test_demo_tells_when_the_consumer_dies(cli: Cli, tmp_path: Path) -> No
 async def test_demo_cleans_up_after_ctrl_c(cli: Cli, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    process = await cli.begin("demo", "--size", "512MiB", env={"TMPDIR": str(scratch)})
+    process = await cli.begin("demo", "--size", "64MiB", env={"TMPDIR": str(scratch)})
     async with asyncio.timeout(60):
         while not list(scratch.glob("*/received/.splitferry")):
             await asyncio.sleep(0.1)

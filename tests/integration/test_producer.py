@@ -485,43 +485,6 @@ async def silenceable(servers: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
         await asyncio.gather(*(w.wait_closed() for w in writers), return_exceptions=True)
 
 
-async def test_throughput_beside_a_bare_producer(
-    bootstrap_servers: str, topics: Create, connect: Connect, tmp_path: Path
-) -> None:
-    """Prints the ratio (pytest -s); the benchmarks judge it."""
-    names = await topics(partitions=1)
-    size, count = 512 * KIB, 128
-    (tmp_path / "big").write_bytes(os.urandom(size * count))
-
-    async def bare() -> float:
-        value, due = os.urandom(size), []
-        window = asyncio.Semaphore(64)
-        async with AIOKafkaProducer(
-            bootstrap_servers=bootstrap_servers,
-            enable_idempotence=True,
-            max_batch_size=KIB * KIB,
-            max_request_size=2 * KIB * KIB,
-        ) as producer:
-            await producer.partitions_for(names.splits)
-            began = time.perf_counter()
-            for _ in range(count):
-                await window.acquire()
-                due.append(await producer.send(names.splits, value, key=b"1-1", partition=0))
-                due[-1].add_done_callback(lambda _: window.release())
-            await asyncio.gather(*due)
-            return size * count / (time.perf_counter() - began) / 1e6
-
-    async with connect(names) as producer:
-        for _ in range(2):
-            speed = await bare()
-            began = time.perf_counter()
-            sent = await producer.send(FileSource(tmp_path / "big"), unique_id="big", wait=False)
-            assert isinstance(sent, Sent)
-            assert sent.size == size * count
-            ours = size * count / (time.perf_counter() - began) / 1e6
-            print(f"bare {speed:.0f} MB/s, ours {ours:.0f} MB/s, ratio {ours / speed:.2f}")
-
-
 async def test_closing_fails_what_is_waited_for(
     bootstrap_servers: str, topics: Create, connect: Connect
 ) -> None:

@@ -1,8 +1,8 @@
 """What a reader with an infinite memory, who reads the whole log at once, says of it (WIRE).
 
-It shares no code with the program. Three things it cannot know, and is told: where owners'
-decisions ended a request; which ids opened again beyond the horizon, where nothing is
-guaranteed; and whether a completed request was taken by its target.
+It shares nothing with the program but its records and the rule for names of files. Three things
+it cannot know, and is told: where owners' decisions ended a request; which ids opened again beyond
+the horizon, where nothing is guaranteed; and whether a completed request was taken by its target.
 """
 
 from __future__ import annotations
