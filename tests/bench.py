@@ -22,8 +22,9 @@ from splitferry_consumer.group import (
     Workshop,
     WriteSplitDataTaskGroup,
     WriteSplitDataTaskHandle,
-    WriteTask,
 )
+from splitferry_consumer.ledger import WriteSplit
+from splitferry_consumer.request import ReceiveState
 from splitferry_consumer.targets import Incoming, Item, Target, Verdict
 from splitferry_consumer.targets.file import FileTarget
 from splitferry_consumer.targets.limit import MemoryLimit
@@ -154,11 +155,12 @@ async def open_bench(root: Path) -> AsyncIterator[Bench]:
         assert made.temporaries == []
 
 
-def task(offset: int, payload: bytes, index: int = 0, overlap: int = 0) -> WriteTask:
+def task(offset: int, payload: bytes, index: int = 0, overlap: int = 0) -> WriteSplit:
     """The split's first `overlap` bytes are there already; the rest is a gap."""
     split = Split(REQUEST, "a/item.bin", 5, Block.FILE, index, offset, None, memoryview(payload))
     middle, end = offset + overlap, offset + len(payload)
-    return WriteTask(
+    return WriteSplit(
+        ReceiveState.opened_by(split, 0, 0.0, 0),
         split,
         [(middle, end)] if middle < end else [],
         [(offset, middle)] if overlap else (),

@@ -29,6 +29,7 @@ from splitferry_protocol.codec import crc_header, encode_abort, encode_split
 from splitferry_protocol.records import Abort, Split
 
 SPLITS, RESULTS, DEAD_LETTERS = "splits", "results", "dead-letters"
+TOPIC_IDS: TopicIds = ("splits-1".ljust(22, "_"), "results-1".ljust(22, "_"))
 EVERYTHING = 2**62
 
 
@@ -107,7 +108,7 @@ class Kafka:
         """A call of an operation waits while its gate is cleared."""
         self.size_limits: dict[str, int] = {}
         """Bytes that a value of a topic may have."""
-        self.topics: TopicIds = ("splits-1".ljust(22, "_"), "results-1".ljust(22, "_"))
+        self.topics = TOPIC_IDS
         """Another id is another topic of the same name."""
         self.writers: list[MemoryWriter] = []
         """All that were handed out."""

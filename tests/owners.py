@@ -12,6 +12,7 @@ from typing import Any
 from memory_transport import DEAD_LETTERS, RESULTS, SPLITS, Kafka, MemoryTransport
 from splitferry_consumer.flow import Flow, Gauge
 from splitferry_consumer.group import Workshop
+from splitferry_consumer.observing import Observer
 from splitferry_consumer.partition import Partition
 from splitferry_consumer.taking import Rules
 from splitferry_consumer.targets import Target
@@ -52,7 +53,7 @@ class Owner:
         self.background: set[asyncio.Task[None]] = set()
         workshop = Workshop(threads, Gauge(flow or Flow(2**30)), write_timeout)
         self.partition = Partition(
-            number, rules, self.member, targets, workshop, self._in_background
+            number, rules, self.member, targets, workshop, self._in_background, Observer()
         )
         self._feeding = asyncio.create_task(self._feed()) if feed else None
 

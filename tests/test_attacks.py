@@ -21,6 +21,7 @@ import structlog
 from floods import BATCH, Flood, Make, memory
 from memory_transport import DEAD_LETTERS
 from owners import STANDARD, Owner, temporaries, until
+from splitferry_consumer import ledger as ledger_module
 from splitferry_consumer import partition as partition_module
 from splitferry_consumer.flow import RECORD_OVERHEAD
 from splitferry_consumer.ledger import RESULTS_IN_A_TRANSACTION, Limits
@@ -49,7 +50,7 @@ pytestmark = pytest.mark.timeout(2 * BOUND)
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition_module, "HELD_MAX", HELD)
+    monkeypatch.setattr(ledger_module, "HELD_MAX", HELD)
     monkeypatch.setattr(partition_module, "TICK", 0.01)
     monkeypatch.setattr(partition_module, "COMMIT_INTERVAL", 0.01)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_transport import DEAD_LETTERS, RESULTS, SPLITS, Kafka, MemoryTransport
+from memory_transport import DEAD_LETTERS, RESULTS, SPLITS, TOPIC_IDS, Kafka, MemoryTransport
 from splitferry_cli.dump import SHOWN, brief, cut, hex_dump
 from splitferry_cli.output import local_time
 from splitferry_cli.requeue import impossible, useless
@@ -40,7 +40,7 @@ async def published(stubs: int = 0, **record: Any) -> Record:
     dead = Record(9, **{"key": b"7-42", "value": b"?", "timestamp": 77, **record})
     letter = ledger.DeadLetter(9, RequestId(7, 42), dead, "SomeCode", "some cause")
     writer = await MemoryTransport(Kafka()).writer(0)
-    publisher = Publisher(writer, (SPLITS, 0), RESULTS, DEAD_LETTERS, {9: stubs})
+    publisher = Publisher(writer, (SPLITS, 0), RESULTS, DEAD_LETTERS, {9: stubs}, TOPIC_IDS)
     out = publisher._dead_letter(letter)
     return Record(AT.offset, out.key, out.value, out.headers, timestamp=88)
 

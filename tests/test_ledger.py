@@ -16,7 +16,7 @@ from splitferry_consumer.ledger import Decision, Ledger, Limits, Told
 from splitferry_consumer.request import ReceiveState, RequestPhase
 from splitferry_consumer.targets import Verdict
 from splitferry_consumer.transport import Record
-from splitferry_protocol.codec import InvalidRecord
+from splitferry_protocol.codec import InvalidRecord, encode_result
 from splitferry_protocol.errors import BatchTransferError, BatchTransferFailed, WriteDataFailed
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.paths import path_problem
@@ -451,7 +451,7 @@ def taken(
     bookmark = Bookmark(at, 0, told or at, horizon)
     ledger = Ledger("group", "splits", 0, horizon, bookmark, results_end)
     for offset, result in enumerate(committed):
-        ledger.load(offset, result)
+        ledger.load(offset, result, encode_result(result))
     return ledger
 
 
@@ -557,13 +557,17 @@ def test_after_a_loss_the_next_transaction_commits_w_although_it_did_not_move(at
 # ---- who only looks on
 
 
+def obey(onlooker: Ledger, offset: int, result: Result) -> None:
+    onlooker.obey(offset, result, encode_result(result))
+
+
 @pytest.mark.parametrize("second", [[], [split(1, 1, b"b")]], ids=["open", "ended"])
 def test_what_is_settled_elsewhere_is_settled_here(second: list[Content]) -> None:
     onlooker = taken(0)
     for content in (split(1, 0, b"a", total=2), *second, split(2, 0, b"a"), split(3, 0, b"a")):
         read(onlooker, content)
     assert repr(onlooker).endswith(f"open={3 - len(second)} unsettled={len(second)} recorded=0>")
-    onlooker.obey(0, ended(0, 1)._replace(size=2))
+    obey(onlooker, 0, ended(0, 1)._replace(size=2))
     assert repr(onlooker).endswith("open=2 unsettled=0 recorded=1>")
     assert [state.request for state in onlooker.open_requests] == [TWO, RequestId(1, 3)]
     assert onlooker.watermark == onlooker.position - 2
@@ -576,7 +580,7 @@ def test_what_waits_for_a_word_that_was_said_elsewhere_is_let_go() -> None:
     for content in (split(1, 0, b"a"), split(1, 0, b"a"), split(1, 1, b"b"), split(1, 2, b"c")):
         read(onlooker, content)
     assert onlooker.held_bytes
-    onlooker.obey(0, ended(0, 3))
+    obey(onlooker, 0, ended(0, 3))
     assert onlooker.held_bytes == 0
     batch = onlooker.gather()
     assert batch is not None
@@ -586,7 +590,7 @@ def test_what_waits_for_a_word_that_was_said_elsewhere_is_let_go() -> None:
 def test_a_result_of_an_earlier_opening_settles_nothing() -> None:
     onlooker = taken(30)
     read(onlooker, split(1, 0, b"a", total=2))
-    onlooker.obey(0, ended(5, 8))
+    obey(onlooker, 0, ended(5, 8))
     assert len(onlooker.open_requests) == 1
     assert onlooker.watermark == 30
 
@@ -596,7 +600,7 @@ def test_two_requests_that_an_owner_ended_at_once_are_both_settled() -> None:
     for number in (1, 2):
         read(onlooker, split(number, 0, b"a", total=2))
     for offset, request in enumerate((ONE, TWO)):
-        onlooker.obey(offset, ended(offset, 1)._replace(request=request))
+        obey(onlooker, offset, ended(offset, 1)._replace(request=request))
     assert (onlooker.open_requests, onlooker.watermark) == ([], 2)
 
 
@@ -604,7 +608,7 @@ def test_an_onlooker_forgets_what_no_record_can_ask_for() -> None:
     onlooker = taken(0)
     for number in range(100):
         read(onlooker, poison())
-        onlooker.obey(number, ended(number, number)._replace(request=RequestId(1, number)))
+        obey(onlooker, number, ended(number, number)._replace(request=RequestId(1, number)))
     assert len(onlooker._recorded) <= 12
 
 

@@ -22,6 +22,7 @@ from bench import EIO, Faulty, captured_logs
 from memory_transport import DEAD_LETTERS, SPLITS, Entry, Fate, Kafka, broken
 from owners import Owner, announced, results, rules, temporaries, told, until
 from splitferry_consumer import group as group_module
+from splitferry_consumer import ledger as ledger_module
 from splitferry_consumer import partition as partition_module
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.flow import MINIMUM_SHARE, RECORD_OVERHEAD, Flow
@@ -364,7 +365,7 @@ async def test_a_partition_that_cannot_write_stops_itself_and_no_other(place: Pl
 async def test_a_partition_reads_no_further_while_too_many_results_wait(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition_module, "UNSETTLED_MAX", 3)
+    monkeypatch.setattr(ledger_module, "UNSETTLED_MAX", 3)
     place.kafka.gates["commit"].clear()
     for request in range(10):
         place.kafka.send(file(request, total=0))
@@ -380,7 +381,7 @@ async def test_a_partition_reads_no_further_while_too_many_results_wait(
 async def test_a_partition_reads_no_further_while_too_many_dead_letters_wait(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition_module, "HELD_MAX", 2 * RECORD_OVERHEAD + 250)
+    monkeypatch.setattr(ledger_module, "HELD_MAX", 2 * RECORD_OVERHEAD + 250)
     place.kafka.gates["commit"].clear()
     for _ in range(10):
         place.kafka.send_raw(None, b"x" * 100)

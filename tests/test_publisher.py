@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from memory_transport import DEAD_LETTERS, RESULTS, SPLITS, Fate, Kafka, MemoryTransport, broken
-from splitferry_consumer.bookmark import Bookmark, TopicIds
+from memory_transport import (
+    DEAD_LETTERS,
+    RESULTS,
+    SPLITS,
+    TOPIC_IDS,
+    Fate,
+    Kafka,
+    MemoryTransport,
+    broken,
+)
+from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.ledger import Batch, DeadLetter, Ledger
 from splitferry_consumer.publisher import Publisher
 from splitferry_consumer.request import RequestPhase
@@ -36,10 +45,10 @@ class Desk:
         self.stubs: dict[int, int] = {}
         self.ledger = Ledger("group", SPLITS, partition, 100, Bookmark(0, None, 0, None))
 
-    async def open(self, topics: TopicIds | None = None) -> Publisher:
+    async def open(self) -> Publisher:
         writer = await MemoryTransport(self.kafka).writer(self.partition)
         source = (SPLITS, self.partition)
-        return Publisher(writer, source, RESULTS, DEAD_LETTERS, self.stubs, topics)
+        return Publisher(writer, source, RESULTS, DEAD_LETTERS, self.stubs, TOPIC_IDS)
 
     def read(self, content: Split | InvalidRecord, value: bytes = b"value") -> None:
         offset = self.ledger.position
@@ -81,7 +90,7 @@ async def test_results_events_and_the_offset_go_in_one_transaction(desk: Desk) -
     assert accepted == Accepted(RequestId(1, 1), "group", 1, b"old")
     assert len(desk.kafka.committed_records(DEAD_LETTERS)) == 1
     offset, metadata = desk.kafka.offsets[0]
-    assert Bookmark.parse(offset, metadata) == Bookmark(3, 0, 3, 100)
+    assert Bookmark.parse(offset, metadata) == Bookmark(3, 0, 3, 100, TOPIC_IDS)
     assert desk.ledger.committed == (3, 3)
     assert desk.kafka.calls == ["writer", "begin", "send", "commit"]
 
@@ -99,7 +108,7 @@ async def test_results_and_events_of_a_partition_go_to_the_same_one_of_the_resul
 async def test_the_commit_says_what_its_offsets_are_offsets_in(desk: Desk) -> None:
     """A topic that was made anew has other ids, and the next owner sees it."""
     desk.read(split(1, total=0))
-    publisher = await desk.open(desk.kafka.topics)
+    publisher = await desk.open()
     await publisher.publish(desk.ledger, desk.gather())
     assert Bookmark.parse(*desk.kafka.offsets[0]).topics == desk.kafka.topics
 

@@ -432,7 +432,7 @@ async def test_reading_goes_on_once_what_came_twice_is_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing behind the second split is told before, so that the ledger holds all of it."""
-    monkeypatch.setattr("splitferry_consumer.rebuilding.HELD_MAX", 10_000)
+    monkeypatch.setattr("splitferry_consumer.ledger.HELD_MAX", 10_000)
     first, last = cut(ONE, DATA, 500)
     logs = log_of(first, first)
     logs.append([damaged(message(split, 1)) for split in cut(TWO, DATA, 50)])

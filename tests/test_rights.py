@@ -63,7 +63,7 @@ async def test_a_membership_ends_when_the_group_has_excluded_it() -> None:
     def unopened(number: int) -> None:
         raise AssertionError(number)
 
-    membership = Membership(MemoryTransport(cluster), unopened)  # type: ignore[arg-type]
+    membership = Membership(MemoryTransport(cluster), unopened, print)  # type: ignore[arg-type]
     cluster.faults["poll"].append(Excluded(MEMBER.missing))
     with pytest.raises(Excluded, match="no right to Read on group"):
         async with asyncio.timeout(10):

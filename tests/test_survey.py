@@ -14,7 +14,13 @@ from splitferry_consumer.ledger import DEFAULT_LIMITS
 from splitferry_consumer.request import RequestPhase
 from splitferry_consumer.survey import MISSING_SHOWN, Survey, SurveyedRequest
 from splitferry_consumer.transport import Record
-from splitferry_protocol.codec import InvalidRecord, crc_header, decode_record, encode_split
+from splitferry_protocol.codec import (
+    InvalidRecord,
+    crc_header,
+    decode_record,
+    encode_result,
+    encode_split,
+)
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Result, Split, Status
 from workload import Message, cut, make_load, message
@@ -132,7 +138,7 @@ def test_a_result_settles_whatever_is_held() -> None:
     world.finish()
     (result,) = [one for one in world.results if isinstance(one, Result)]
     made = looked(log)
-    made.settled(0, result)
+    made.obey(0, result, encode_result(result))
     assert [view.request.sequence for view in views(made)] == [1]
     assert (made.open, made.unsettled) == (1, 0)
     assert not made.passed_over(0)
@@ -155,7 +161,7 @@ def test_no_limit_of_a_consumer_is_taken_for_its_own() -> None:
 
 
 def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitferry_consumer.survey.HELD_MAX", 3)
+    monkeypatch.setattr("splitferry_consumer.survey.REQUESTS_MAX", 3)
     log = [message(cut(RequestId(7, n), b"", 1)[0], 1) for n in range(4)]
     assert not looked(log[:2]).full
     found = looked(log[:3])
@@ -188,7 +194,7 @@ def begun(world: World, log: Sequence[Record]) -> Survey:
     for offset in range(start.results_from(world.horizon, 0), len(world.results)):
         outcome = world.results[offset]
         if isinstance(outcome, Result):
-            made.settled(offset, outcome)
+            made.obey(offset, outcome, encode_result(outcome))
     for record in log[made.position :]:
         made.read(record)
     return made
@@ -237,7 +243,7 @@ def test_looking_again_tells_the_same_as_looking_anew(seed: int, horizon: int) -
         for offset in range(results_read, len(world.results)):
             outcome = world.results[offset]
             if isinstance(outcome, Result):
-                watching.settled(offset, outcome)
+                watching.obey(offset, outcome, encode_result(outcome))
         results_read = len(world.results)
         for record in log[watching.position : part]:
             watching.read(record)

@@ -7,7 +7,7 @@ import asyncio
 import msgpack
 import pytest
 
-from memory_transport import RESULTS, SPLITS, Kafka, MemoryTransport, broken
+from memory_transport import RESULTS, SPLITS, TOPIC_IDS, Kafka, MemoryTransport, broken
 from owners import rules
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.ledger import Ledger
@@ -49,7 +49,7 @@ def with_splits(count: int) -> Kafka:
 
 async def taken(kafka: Kafka, accept_loss: bool = False, horizon: int = HORIZON) -> Ledger:
     transport = MemoryTransport(kafka)
-    _, ledger = await take(transport, rules(horizon, accept_loss=accept_loss), 0)
+    _, ledger = await take(transport, rules(horizon, accept_loss=accept_loss), 0, TOPIC_IDS)
     return ledger
 
 
@@ -165,7 +165,7 @@ def test_a_commit_that_does_not_fit_the_logs_is_told_with_the_remedy(
     else:
         assert problem is not None
         assert remedy in problem
-    accepted = accepting_loss(bookmark, splits, results, 1)
+    accepted = accepting_loss(bookmark, splits, results, 1, TOPIC_IDS)
     assert misfit(accepted, splits, results) is None
     if remedy is None:
         assert accepted == bookmark, "what fits stays"
@@ -183,7 +183,7 @@ def test_a_commit_that_does_not_fit_the_logs_is_told_with_the_remedy(
 def test_accepting_loss_goes_on_from_the_start_of_the_log(
     bookmark: Bookmark, splits: LogBounds, accepted: Bookmark
 ) -> None:
-    assert accepting_loss(bookmark, splits, (0, 9), 1) == accepted
+    assert accepting_loss(bookmark, splits, (0, 9), 1, TOPIC_IDS) == accepted
 
 
 async def test_a_misfit_is_refused_and_the_right_to_publish_given_back() -> None:

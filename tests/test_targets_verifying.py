@@ -1,4 +1,4 @@
-"""The target that keeps nothing."""
+"""Where items are checked and let go."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from splitferry_consumer.targets import Condemned, Item, Verdict
-from splitferry_consumer.targets.verifying import VerifyingTarget
+from splitferry_consumer.targets.verifying import VerifyingIncoming
 from splitferry_protocol.ids import RequestId, RequestKey
 from splitferry_protocol.records import Status
 
@@ -24,7 +24,7 @@ async def test_bytes_are_there_until_the_request_ends_and_nowhere_else(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = descriptors()
-    incoming = VerifyingTarget().begin(ITEM)
+    incoming = VerifyingIncoming(ITEM)
     incoming.write_at(5, b"world")
     incoming.write_at(0, b"hello")
     assert incoming.read_at(0, 10) == b"helloworld"
@@ -37,7 +37,7 @@ async def test_bytes_are_there_until_the_request_ends_and_nowhere_else(
 
 
 async def test_an_empty_item_needs_no_file() -> None:
-    incoming = VerifyingTarget().begin(ITEM)
+    incoming = VerifyingIncoming(ITEM)
     proposal = Verdict(Status.COMPLETED, None, 0, bytes(32))
     assert await incoming.settle(proposal) is proposal
     incoming.discard()

@@ -24,7 +24,7 @@ from splitferry_consumer.ledger import (
 from splitferry_consumer.request import ReceiveState, RequestPhase
 from splitferry_consumer.targets import Verdict
 from splitferry_consumer.transport import Record
-from splitferry_protocol.codec import InvalidRecord
+from splitferry_protocol.codec import InvalidRecord, encode_result
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Abort, Accepted, Block, Result, Split, Status
 
@@ -110,7 +110,7 @@ class World:
         for offset in range(start.results_from(self.horizon, 0), len(self.results)):
             outcome = self.results[offset]
             if isinstance(outcome, Result):
-                self.ledger.load(offset, outcome)
+                self.ledger.load(offset, outcome, encode_result(outcome))
         self.incoming: dict[ReceiveState, Incoming] = {}
         self.batch: Batch | None = None
 

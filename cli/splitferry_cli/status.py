@@ -19,7 +19,7 @@ from rich.text import Text
 
 from splitferry_consumer.log_reader import LogReader
 from splitferry_consumer.onlooker import Onlooker, Seen, SurveyedPartition
-from splitferry_consumer.survey import HELD_MAX, SurveyedRequest
+from splitferry_consumer.survey import REQUESTS_MAX, SurveyedRequest
 from splitferry_consumer.transport import TransportError
 from splitferry_protocol.records import Status
 
@@ -310,7 +310,9 @@ class _Row:
             text.append(f"\n  no consumer can take it: {printable(view.problem)}", style="red")
             return text
         if view.position < view.readable:
-            why = "--max-records" if view.open + view.unsettled < HELD_MAX else "too much is open"
+            why = (
+                "--max-records" if view.open + view.unsettled < REQUESTS_MAX else "too much is open"
+            )
             text.append(f"\n  read up to {view.position} only ({why})", style="yellow")
         if view.readable < view.end:
             text.append(

@@ -110,7 +110,7 @@ class Proposal(NamedTuple):
     """What a request is to become. `temporary` is OWNER/NAME of its synced file, if completed."""
 
     item: Item
-    verdict: Verdict
+    proposed: Verdict
     temporary: str | None
 
 
@@ -292,32 +292,32 @@ class Catalogue:
         taken = self._taken() if quota is not None else 0
         new: dict[RequestKey, Row] = {}
         decided: list[tuple[Row, str | None]] = []
-        for item, verdict, temporary in proposals:
+        for item, proposed, temporary in proposals:
             row, before = rows.get(item.key), None
             if row is None:
-                named = None
-                if verdict.status is Status.COMPLETED:
+                verdict, named = proposed, None
+                if proposed.status is Status.COMPLETED:
                     if self._folding:
                         self._insert(new)
                         new.clear()
                     growth = (
-                        self._growth(item.unique_id, verdict.size or 0) if quota is not None else 0
+                        self._growth(item.unique_id, proposed.size or 0) if quota is not None else 0
                     )
                     error = self._objection(item, held[item.unique_id], taken + growth, quota)
                     if error is None:
                         place = {"path": item.unique_id}
-                        verdict = verdict._replace(target=place)
+                        verdict = proposed._replace(target=place)
                         held[item.unique_id].append(_Held(item.version, _request(item.key)))
                         taken += growth
                         named = temporary
                     else:
-                        verdict = Verdict(Status.FAILED, error, verdict.size, verdict.sha256)
+                        verdict = Verdict(Status.FAILED, error, proposed.size, proposed.sha256)
                 row = new[item.key] = Row(item.key, item.unique_id, item.version, verdict, named)
             elif (
                 row.temporary is not None
-                and verdict.status is Status.COMPLETED
+                and proposed.status is Status.COMPLETED
                 and row.temporary != temporary
-                and (row.verdict.size, row.verdict.sha256) == (verdict.size, verdict.sha256)
+                and (row.verdict.size, row.verdict.sha256) == (proposed.size, proposed.sha256)
             ):
                 # The owner before us got this far and no further. Its file may be gone, renamed
                 # or not; ours has the same bytes, by the log, and is surely there.

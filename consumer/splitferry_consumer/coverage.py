@@ -121,6 +121,10 @@ class Coverage:
             gaps.append((before, total))
         return gaps[:most]
 
+    def count_missing(self, total: int | None) -> int:
+        """How many ranges `first_missing` has, without a bound."""
+        return self.gaps + (total is None or self.end < total)
+
     @property
     def prefix(self) -> int:
         """Bytes that are there without a gap from 0 on."""

@@ -30,6 +30,10 @@ from .transport import Record
 
 log = structlog.get_logger(__name__)
 
+REQUEST_TIMEOUT = 10.0
+"""Seconds until a request without an answer ends its connection. A connection that a firewall
+has forgotten gives no other sign, and the next one works; aiokafka itself waits for 40 s, and
+for one connection after the other. A response with records has to fit in."""
 REQUEST_BOUND = 30.0
 """Seconds after which a request to Kafka is given up: aiokafka itself would retry for ever."""
 POLL_MAX = 10_000

@@ -37,11 +37,14 @@ from splitferry_protocol.errors import (
     WriteDataFailed,
     WsDataError,
 )
-from splitferry_protocol.records import Block, Split, Status
+from splitferry_protocol.ids import RequestKey
+from splitferry_protocol.records import Block, Status
 
 from . import tracing
-from .coverage import Coverage, Range
+from .coverage import Coverage
 from .flow import Gauge, weight
+from .ledger import WriteSplit
+from .request import ReceiveState
 from .targets import Incoming, Item, Refused, Taken, Target, Verdict
 
 log = structlog.get_logger(__name__)
@@ -62,18 +65,6 @@ READ_BACK = 1024 * 1024
 PAUSES = wait_exponential_jitter(multiplier=0.1, max=2.0, jitter=0.1)
 
 T = TypeVar("T")
-
-
-class WriteTask(NamedTuple):
-    """Compare `overlaps` with what is there, then write `gaps`: ranges of the item in `split`."""
-
-    split: Split
-    gaps: Sequence[Range]
-    overlaps: Sequence[Range] = ()
-
-    def part(self, part: Range) -> memoryview:
-        payload = memoryview(self.split.payload)
-        return payload[part[0] - self.split.offset : part[1] - self.split.offset]
 
 
 class Ending(NamedTuple):
@@ -126,7 +117,7 @@ class WriteSplitDataTaskGroup:
         self._incoming = incoming
         self._workshop = workshop
         self._reports = reports
-        self._tasks: deque[WriteTask] = deque()
+        self._tasks: deque[WriteSplit] = deque()
         self._changed = asyncio.Event()
         self._ending: Ending | None = None
         self._failed = False
@@ -168,7 +159,7 @@ class WriteSplitDataTaskGroup:
         """Bytes that are written."""
         return self._written.size
 
-    def submit(self, task: WriteTask) -> None:
+    def submit(self, task: WriteSplit) -> None:
         """Queue a task. Raises SplitTaskFailed when the group takes no more."""
         if self._closed or self._ending is not None:
             self._log.error("task submit error", index=task.split.index)
@@ -195,7 +186,7 @@ class WriteSplitDataTaskGroup:
         size = len(task.split.payload)
         return size == ending.size and size <= WHOLE_MAX
 
-    def take(self, work: WriteTask) -> Verdict | Exception | None:
+    def take(self, work: WriteSplit) -> Verdict | Exception | None:
         """In a thread. Have the target take the whole item, which came as `work`.
 
         Returns what the target is then to settle, or what it raised; None for another digest.
@@ -246,19 +237,19 @@ class WriteSplitDataTaskGroup:
             return False
         return not self._wanted or self.current_size == self.expected_size
 
-    def _next_tasks(self) -> list[WriteTask]:
+    def _next_tasks(self) -> list[WriteSplit]:
         tasks, size = [], 0
         while self._tasks and size < BATCH:
             tasks.append(self._tasks.popleft())
             size += len(tasks[-1].split.payload)
         return tasks
 
-    def _let_go(self, tasks: Sequence[WriteTask]) -> None:
+    def _let_go(self, tasks: Sequence[WriteSplit]) -> None:
         self._workshop.gauge.add(-sum(weight(task.split.payload) for task in tasks))
 
     # ---- writing
 
-    async def _write(self, tasks: list[WriteTask]) -> None:
+    async def _write(self, tasks: list[WriteSplit]) -> None:
         """Carry out `tasks`, trying again while the target may heal."""
         left = deque(tasks)
         try:
@@ -302,7 +293,7 @@ class WriteSplitDataTaskGroup:
             error=str(attempt.outcome.exception()),
         )
 
-    def _work_off(self, left: deque[WriteTask]) -> bool | None:
+    def _work_off(self, left: deque[WriteSplit]) -> bool | None:
         """In a thread. Tasks leave `left` when done, so that a second try goes on with the rest.
 
         Returns whether the overlaps of the last task were the same; None when it had none.
@@ -469,7 +460,7 @@ class WriteSplitDataTaskHandle:
         """The version of the item that is being received."""
         return self._group.item.version
 
-    def submit_split(self, task: WriteTask) -> None:
+    def submit_split(self, task: WriteSplit) -> None:
         """Hand over a split. Raises SplitTaskFailed when the group takes no more."""
         self._group.submit(task)
 
@@ -510,6 +501,19 @@ class WriteSplitDataTaskHandle:
     def _break(self, error: Exception) -> None:
         if not self._closing:
             self._reports.broken(error)
+
+
+def open_group(
+    key: RequestKey,
+    state: ReceiveState,
+    begin: Callable[[Item], Incoming],
+    workshop: Workshop,
+    reports: Reports,
+) -> WriteSplitDataTaskHandle:
+    """Begin the opening `key` at its target. The handle is to be started, or taken whole."""
+    item = Item(key, state.unique_id, state.version, dict(state.labels or {}))
+    group = GROUPS[state.block](item, state.block, begin(item), workshop, reports)
+    return WriteSplitDataTaskHandle(group, reports)
 
 
 def take_whole(

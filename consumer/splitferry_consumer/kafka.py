@@ -47,6 +47,7 @@ from .fetching import (
     FETCH_ROOM,
     POLL_MAX,
     REQUEST_BOUND,
+    REQUEST_TIMEOUT,
     Fetches,
     as_record,
     stop_consumer,
@@ -67,10 +68,6 @@ from .transport import (
 
 log = structlog.get_logger(__name__)
 
-REQUEST_TIMEOUT = 10.0
-"""Seconds until a request without an answer ends its connection. A connection that a firewall
-has forgotten gives no other sign, and the next one works; aiokafka itself waits for 40 s, and
-for one connection after the other. A response with records has to fit in."""
 PUBLISH_BOUND = 15.0
 """Seconds that a transaction may take."""
 TRANSACTION_TIMEOUT = 20.0

@@ -40,6 +40,10 @@ RESULTS_IN_A_TRANSACTION = 500
 """Bounds the memory and the duration of one transaction; the rest goes into the next."""
 EVENTS_IN_A_TRANSACTION = 4000
 """The same for what is told besides results: one fetch may bring tens of thousands."""
+HELD_MAX = 32 * 1024 * 1024
+"""Bytes of dead letters and queued splits at which no more is to be read."""
+UNSETTLED_MAX = 4 * RESULTS_IN_A_TRANSACTION
+"""Ended requests at which no more is to be read: small ones end faster than they settle."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class WriteSplit(NamedTuple):
     split: Split
     gaps: Sequence[Range]
     overlaps: Sequence[Range] = ()
+
+    def part(self, part: Range) -> memoryview:
+        """The split's bytes in a range of the item."""
+        payload = memoryview(self.split.payload)
+        return payload[part[0] - self.split.offset : part[1] - self.split.offset]
 
 
 class Settle(NamedTuple):
@@ -181,7 +190,8 @@ class Ledger:
         self.unsettled = 0
         """Requests that have ended, with work left until their result is committed."""
 
-        self._open = 0
+        self.open = 0
+        """Requests that have not ended."""
         self._states: dict[RequestId, ReceiveState] = {}
         """Requests without a committed result, in the order of *f*, as they opened."""
         self._next_horizon = self.position + horizon
@@ -197,10 +207,10 @@ class Ledger:
         self._by_offset: deque[Recorded] = deque()
         self._by_last: list[tuple[int, int, Recorded]] = []
 
-    def load(self, offset: int, result: Result, value: bytes | None = None) -> None:
+    def load(self, offset: int, result: Result, value: bytes) -> None:
         """A committed result of this group and partition, in their order; before any record.
 
-        `value` is what it was decoded from, where that is at hand.
+        `value` is what it was decoded from.
         """
         if result.input.last < self.position - self._horizon:
             return
@@ -208,10 +218,10 @@ class Ledger:
         if held is not None and held.first == result.input.first:
             held.reply = result.reply
         else:
-            self._record(offset, result, value or encode_result(result), result.reply)
+            self._record(offset, result, value, result.reply)
 
-    def obey(self, offset: int, result: Result) -> None:
-        """A result of this group and partition that its owner has committed since `load`.
+    def obey(self, offset: int, result: Result, value: bytes) -> None:
+        """As `load`, of a result that its owner has committed since.
 
         For who only looks on: what is open here, or has ended, is settled there.
         """
@@ -220,12 +230,12 @@ class Ledger:
             del self._states[state.request]
             self._holding.pop(state, None)
             if state.phase is RequestPhase.OPEN:
-                self._open -= 1
+                self.open -= 1
             else:
                 self.unsettled -= 1
             while state.waiting:
                 self._resume(state)
-        self.load(offset, result)
+        self.load(offset, result, value)
         self._forget(self.watermark)
 
     def commit_anew(self) -> None:
@@ -258,6 +268,13 @@ class Ledger:
         """Whether somebody waits for a transaction; a moved W alone can wait for company."""
         return bool(self._ready or self._events)
 
+    @property
+    def full(self) -> bool:
+        """Whether so much waits to be told that no more is to be read."""
+        # Before P is reached nothing is published, so waiting for it would be for ever.
+        unsettled = self.may_publish and self.unsettled >= UNSETTLED_MAX
+        return unsettled or self.held_bytes >= HELD_MAX
+
     def idle_since(self, moment: float) -> list[ReceiveState]:
         """Open requests to which no split has added bytes since `moment`."""
         return [state for state in self.open_requests if state.active_at <= moment]
@@ -265,7 +282,7 @@ class Ledger:
     def __repr__(self) -> str:
         return (
             f"<Ledger {self._topic}/{self._partition} position={self.position} "
-            f"open={self._open} unsettled={self.unsettled} "
+            f"open={self.open} unsettled={self.unsettled} "
             f"recorded={len(self._recorded)}>"
         )
 
@@ -323,7 +340,7 @@ class Ledger:
                     arrival.content, arrival.offset, now, arrival.timestamp
                 )
                 self._states[request] = state
-                self._open += 1
+                self.open += 1
                 yield from self._apply(state, arrival, now)
             elif isinstance(arrival.content, InvalidRecord):
                 self._dead_letter(arrival, arrival.content.code, arrival.content.message)
@@ -424,7 +441,7 @@ class Ledger:
         """How the request would go beyond the limits with `split`."""
         limits, size = self._limits, max(split.end, split.total or 0)
         stays_open = split.total != len(split.payload)
-        if arrival.offset == state.first and stays_open and self._open > limits.open_requests:
+        if arrival.offset == state.first and stays_open and self.open > limits.open_requests:
             cause = (
                 f"{limits.open_requests} requests are open in this partition already, "
                 "the limit (--max-open-requests)"
@@ -460,7 +477,7 @@ class Ledger:
         self, state: ReceiveState, last: int, status: Status, error: WsDataError | None
     ) -> Settle:
         state.phase = RequestPhase.ENDED
-        self._open -= 1
+        self.open -= 1
         self.unsettled += 1
         state.last = last
         state.status = status
@@ -648,9 +665,9 @@ class Ledger:
         return self._publishing
 
     def bookmark(self, batch: Batch, offsets: Sequence[int]) -> Bookmark:
-        """What to commit with `batch`, whose results were appended at `offsets`."""
+        """What to commit with `batch`, whose results were appended at `offsets`, one for each."""
         known = [self._by_offset[0].offset] if self._by_offset else []
-        least = min([*known, *offsets[: len(batch.results)]], default=self._results_end)
+        least = min([*known, *offsets], default=self._results_end)
         return Bookmark(batch.watermark, least, batch.told, self._horizon)
 
     def published(self, batch: Batch, offsets: Sequence[int]) -> None:
@@ -658,7 +675,7 @@ class Ledger:
         assert self._publishing is batch
         self._publishing = None
         for state, result, value, offset in zip(
-            batch.states, batch.results, batch.values, offsets, strict=False
+            batch.states, batch.results, batch.values, offsets, strict=True
         ):
             del self._states[state.request]
             self._holding.pop(state, None)

@@ -21,14 +21,20 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_f
 from splitferry_protocol.rights import TOPIC, Right
 
 from .bounded import within
-from .fetching import FETCH_MAX, POLL_MAX, REQUEST_BOUND, Fetches, as_record, stop_consumer
+from .fetching import (
+    FETCH_MAX,
+    POLL_MAX,
+    REQUEST_BOUND,
+    REQUEST_TIMEOUT,
+    Fetches,
+    as_record,
+    stop_consumer,
+)
 from .inquiry import Inquiry, TopicView, reason
 from .transport import HangingTransaction, OutOfRange, Record, TransportError
 
 T = TypeVar("T")
 
-REQUEST_TIMEOUT = 10.0
-"""Seconds until a request without an answer ends its connection."""
 POLL_MS = 200
 PATIENCE = 15.0
 """Seconds in which what fails for a moment is asked again."""

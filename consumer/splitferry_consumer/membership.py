@@ -43,7 +43,7 @@ class Membership:
         self,
         transport: Transport,
         open_partition: Callable[[int], Partition],
-        on_assigned: Callable[[], object] = bool,
+        on_assigned: Callable[[], object],
     ) -> None:
         self._transport = transport
         self._open_partition = open_partition
@@ -117,7 +117,7 @@ class Membership:
         """
         wanted = [number for number, partition in self.partitions.items() if partition.ready]
         self._watch(wanted)
-        full = any(partition.gauge.full for partition in self.partitions.values())
+        full = any(partition.full for partition in self.partitions.values())
         try:
             batches = await self._transport.poll(wanted, FULL_WAIT if full else POLL_WAIT)
         except Excluded:

@@ -184,7 +184,8 @@ class Onlooker:
                         splits = await self._log.bounds(self._splits)
                     if (cut_off := beyond(outcome, splits)) is not None:
                         raise _Unfit(cut_off)
-                    survey.settled(record.offset, outcome)
+                    assert record.value is not None
+                    survey.obey(record.offset, outcome, record.value)
         self._results_read = max(start, end)
 
     async def _read_splits(self, survey: Survey, end: int, seen: Seen | None) -> None:

@@ -24,16 +24,14 @@ from .bookmark import TopicIds
 from .bounded import CANCEL_AGAIN, is_ours
 from .flow import Gauge
 from .group import (
-    GROUPS,
     WHOLE_ITEMS,
     Ending,
     Workshop,
     WriteSplitDataTaskHandle,
-    WriteTask,
+    open_group,
     take_whole,
 )
 from .ledger import (
-    RESULTS_IN_A_TRANSACTION,
     Batch,
     Decision,
     Ledger,
@@ -43,7 +41,7 @@ from .observing import Observer
 from .publisher import Publisher
 from .request import ReceiveState, RequestPhase
 from .taking import Misfit, Rules, take
-from .targets import Condemned, Item, Target, TargetUnusable, Verdict
+from .targets import Condemned, Target, TargetUnusable, Verdict
 from .transport import (
     Fenced,
     HangingTransaction,
@@ -57,10 +55,6 @@ from .transport import (
 
 log = structlog.get_logger(__name__)
 
-HELD_MAX = 32 * 1024 * 1024
-"""Bytes of dead letters and queued splits at which a partition reads no further."""
-UNSETTLED_MAX = 4 * RESULTS_IN_A_TRANSACTION
-"""Ended requests at which it reads no further: small requests end faster than they settle."""
 TICK = 0.5
 """Seconds between looks at what no record brings about: expiry, a moved end of the log."""
 LOOK_AGAIN = 1.0
@@ -85,7 +79,7 @@ class PartitionState(StrEnum):
     TAKING = "taking"
     READING = "reading"
     FULL = "full"
-    """It reads no further until some of what it holds is written or told."""
+    """See `Partition.full`."""
     REFUSED = "refused"
     """It is not read, and that needs somebody's hand; it is tried again all the same."""
     DRAINING = "draining"
@@ -147,7 +141,7 @@ class Partition:
         targets: Mapping[Block, Target],
         workshop: Workshop,
         background: Callable[[Coroutine[Any, Any, None]], object],
-        observer: Observer | None = None,
+        observer: Observer,
     ) -> None:
         """`background` takes clean-up work that nobody needs to wait for."""
         self.number = number
@@ -156,7 +150,7 @@ class Partition:
         self._targets = targets
         self._workshop = workshop
         self._background = background
-        self._observer = observer or Observer()
+        self._observer = observer
         self._log = log.bind(topic=rules.splits_topic, partition=number)
         self._stubs: dict[int, int] = {}
         self._ledger: Ledger | None = None
@@ -278,13 +272,12 @@ class Partition:
     @property
     def ready(self) -> bool:
         """Whether records are wanted: taken, and below the marks."""
-        ledger = self._reading
-        if ledger is None:
-            return False
-        # Before P is reached nothing is published, so waiting for it would be for ever.
-        full = ledger.may_publish and ledger.unsettled >= UNSETTLED_MAX
-        full = full or ledger.held_bytes >= HELD_MAX
-        return not (self.gauge.full or full)
+        return self._reading is not None and not self.full
+
+    @property
+    def full(self) -> bool:
+        """Whether it reads no further until some of what it holds is written or told."""
+        return self._ledger is not None and (self.gauge.full or self._ledger.full)
 
     def deliver(self, records: Sequence[Record]) -> None:
         """The next records of the log, in order. Does not await."""
@@ -323,7 +316,7 @@ class Partition:
                 handle = self._handles[state] = self._open(ledger, state)
                 opened.append((state.block, handle))
             if isinstance(decision, WriteSplit):
-                handle.submit_split(WriteTask(decision.split, decision.gaps, decision.overlaps))
+                handle.submit_split(decision)
             else:
                 handle.end(
                     Ending(state.status, state.error, state.total, state.sha256, state.labels)
@@ -337,11 +330,8 @@ class Partition:
     def _open(self, ledger: Ledger, state: ReceiveState) -> WriteSplitDataTaskHandle:
         rules = self._rules
         key = RequestKey(rules.group, rules.splits_topic, self.number, state.request, state.first)
-        item = Item(key, state.unique_id, state.version, dict(state.labels or {}))
-        incoming = self._targets[state.block].begin(item)
         reports = _Reports(self, ledger, state)
-        group = GROUPS[state.block](item, state.block, incoming, self._workshop, reports)
-        return WriteSplitDataTaskHandle(group, reports)
+        return open_group(key, state, self._targets[state.block].begin, self._workshop, reports)
 
     def _take_whole(self) -> None:
         for block, handles in self._whole.items():

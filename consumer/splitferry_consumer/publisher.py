@@ -28,7 +28,7 @@ class Publisher:
         results_topic: str,
         dead_letters_topic: str,
         stubs: dict[int, int],
-        topics: TopicIds | None = None,
+        topics: TopicIds,
     ) -> None:
         """`stubs`: how often the dead letter of an offset was too large; it outlives the
         publisher, since a refused transaction makes the partition be taken again.
@@ -49,8 +49,12 @@ class Publisher:
         ]
         records += [self._event(event) for event in batch.events]
 
+        def results(offsets: Sequence[int]) -> Sequence[int]:
+            # Events follow them, and dead letters lie in another topic.
+            return offsets[: len(batch.results)]
+
         def commit(offsets: Sequence[int]) -> tuple[int, str]:
-            bookmark = replace(ledger.bookmark(batch, offsets), topics=self._topics)
+            bookmark = replace(ledger.bookmark(batch, results(offsets)), topics=self._topics)
             return bookmark.watermark, bookmark.metadata
 
         try:
@@ -63,8 +67,7 @@ class Publisher:
                 f"results are larger than topic {self._results_topic} takes: raise its "
                 "max.message.bytes to 256 KiB or more"
             ) from refusal
-        # Dead letters lie in another topic: their offsets say nothing about the results.
-        ledger.published(batch, offsets[: len(batch.results)])
+        ledger.published(batch, results(offsets))
 
     async def close(self) -> None:
         await self._writer.close()

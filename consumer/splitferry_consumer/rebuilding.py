@@ -27,10 +27,9 @@ from splitferry_protocol.records import Block, Result, Status
 from .bookmark import HORIZON, Bookmark, NewerCommit
 from .coverage import Range
 from .flow import Flow, Gauge
-from .group import GROUPS, Ending, Workshop, WriteSplitDataTaskHandle, WriteTask
+from .group import Ending, Workshop, WriteSplitDataTaskHandle, open_group
 from .inquiry import TopicView
 from .ledger import Decision, Ledger, Limits, Recorded, WriteSplit
-from .partition import HELD_MAX, UNSETTLED_MAX
 from .replay import (
     Outcome,
     Report,
@@ -44,9 +43,9 @@ from .replay import (
     whole_range,
 )
 from .request import ReceiveState, RequestPhase
-from .targets import Item, Target, Verdict
+from .targets import Incoming, Item, Verdict
 from .targets.file import FileTarget
-from .targets.verifying import VerifyingTarget
+from .targets.verifying import VerifyingIncoming
 from .transport import HangingTransaction, OutOfRange, Record, TransportError
 
 SIDE_BY_SIDE = 4
@@ -155,10 +154,9 @@ class Replay:
         self.files = files
         self.watch = watch
         self.threads = threads
-        verifying = VerifyingTarget()
-        self.targets: Mapping[Block, Target] = {
-            Block.FILE: files or verifying,
-            Block.MEM: verifying,
+        self.begin: Mapping[Block, Callable[[Item], Incoming]] = {
+            Block.FILE: files.begin if files is not None else VerifyingIncoming,
+            Block.MEM: VerifyingIncoming,
         }
         self.flow = Flow(FLOW_HIGH)
         self._topics = ("", "")
@@ -282,8 +280,8 @@ class Replay:
         if new is not None:
             stretch = replace(new, ended_from=start, sure=sure)
             # Only these, since all partitions keep theirs until then.
-            ended = [one for one in results if one.last >= new.start - log.horizon]
-            later[number] = lambda: self._read(log, stretch, ended)
+            recent = [one for one in results if one.last >= new.start - log.horizon]
+            later[number] = lambda: self._read(log, stretch, recent)
         behind = max((one.last + 1 for one in expected), default=0)
         known = whole_range(number, behind, behind, expected, log.start)
         if known is not None:
@@ -467,7 +465,7 @@ class _Reading:
         self._ledger = Ledger(GROUP, topic, stretch.partition, log.horizon, begin, limits=limits)
         for one in sorted(others, key=lambda one: one.offset):
             if one.last >= stretch.start - log.horizon:
-                self._ledger.load(one.offset, one.result)
+                self._ledger.load(one.offset, one.result, one.value)
         self._expected: dict[RequestId, list[Recorded]] = defaultdict(list)
         for one in stretch.expected:
             self._expected[one.request].append(one)
@@ -528,10 +526,7 @@ class _Reading:
 
     @property
     def _full(self) -> bool:
-        ledger = self._ledger
-        return (
-            self._gauge.full or ledger.held_bytes >= HELD_MAX or ledger.unsettled >= UNSETTLED_MAX
-        )
+        return self._gauge.full or self._ledger.full
 
     @property
     def _busy(self) -> bool:
@@ -556,7 +551,7 @@ class _Reading:
             if handle is None:
                 handle = self._handles[state] = self._open(state)
             if isinstance(decision, WriteSplit):
-                handle.submit_split(WriteTask(decision.split, decision.gaps, decision.overlaps))
+                handle.submit_split(decision)
             else:
                 handle.end(self._ending(state))
 
@@ -572,11 +567,8 @@ class _Reading:
         self._known[state] = self._expectation(state)
         number, replay = self._stretch.partition, self._replay
         key = RequestKey(GROUP, replay.source.splits_topic, number, state.request, state.first)
-        item = Item(key, state.unique_id, state.version)
-        incoming = replay.targets[state.block].begin(item)
-        reports = _Reports(self, state)
-        group = GROUPS[state.block](item, state.block, incoming, self._workshop, reports)
-        handle = WriteSplitDataTaskHandle(group, reports)
+        begin = replay.begin[state.block]
+        handle = open_group(key, state, begin, self._workshop, _Reports(self, state))
         handle.start()
         return handle
 

@@ -31,7 +31,7 @@ from .targets import Target, TargetUnusable
 from .targets.file import FileTarget
 from .targets.handler import Handler, HandlerTarget
 from .targets.limit import MemoryLimit
-from .targets.memory import MemoryTarget
+from .targets.memory import LIFETIME, MemoryTarget
 from .transport import TransportError
 
 __all__ = ["Phase", "Service", "Settings", "StartError"]
@@ -94,7 +94,7 @@ class Settings:
     quota: int | None = None
     disk_reserve: int = 64 * 1024 * 1024
     memory_limit: int = 256 * 1024 * 1024
-    segment_lifetime: float = 600.0
+    segment_lifetime: float = LIFETIME
     flow_high: int = 64 * 1024 * 1024
     file_mode: int = FILE_MODE
     session_timeout: float = 10.0

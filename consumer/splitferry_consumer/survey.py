@@ -21,7 +21,7 @@ from .transport import Record
 
 MISSING_SHOWN = 16
 """Missing ranges of a request that are told; of more there is the number."""
-HELD_MAX = 20_000
+REQUESTS_MAX = 20_000
 """Requests without a result at which an onlooker reads no further: 2 kB each. Where consumers
 have been away for long there can be millions."""
 _NEVER = 2**63 - 1
@@ -77,9 +77,9 @@ class Survey:
         """The next offset to be read."""
         return self._ledger.position
 
-    def settled(self, offset: int, result: Result) -> None:
-        """A committed result of this group and partition, in their order."""
-        self._ledger.obey(offset, result)
+    def obey(self, offset: int, result: Result, value: bytes) -> None:
+        """A committed result of this group and partition, in their order; `value` encodes it."""
+        self._ledger.obey(offset, result, value)
 
     def read(self, record: Record) -> None:
         """The next record of the splits."""
@@ -111,11 +111,11 @@ class Survey:
     @property
     def full(self) -> bool:
         """Whether so much is held that no more should be read until some of it has a result."""
-        return len(self._ledger.states) >= HELD_MAX
+        return len(self._ledger.states) >= REQUESTS_MAX
 
     @property
     def open(self) -> int:
-        return len(self._ledger.states) - self._ledger.unsettled
+        return self._ledger.open
 
     @property
     def unsettled(self) -> int:
@@ -140,7 +140,7 @@ def _view(state: ReceiveState) -> SurveyedRequest:
         state.total,
         state.coverage.size,
         state.coverage.first_missing(state.total, MISSING_SHOWN),
-        state.coverage.gaps + (state.total is None or state.coverage.end < state.total),
+        state.coverage.count_missing(state.total),
         state.opened_at,
         state.grown_at,
     )

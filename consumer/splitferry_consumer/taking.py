@@ -79,19 +79,19 @@ def misfit(bookmark: Bookmark, splits: LogBounds, results: LogBounds) -> str | N
     return None
 
 
-def replaced(bookmark: Bookmark, topics: TopicIds | None) -> list[str]:
+def replaced(bookmark: Bookmark, topics: TopicIds) -> list[str]:
     """Which of the topics are not those that the commit speaks of. Pure.
 
     The offsets may fit all the same, and would lead into the middle of another log.
     """
-    if bookmark.topics is None or topics is None:
+    if bookmark.topics is None:
         return []
     pairs = zip(("splits", "results"), bookmark.topics, topics, strict=True)
     return [name for name, before, now in pairs if before != now]
 
 
 def unfit(
-    bookmark: Bookmark, splits: LogBounds, results: LogBounds, topics: TopicIds | None
+    bookmark: Bookmark, splits: LogBounds, results: LogBounds, topics: TopicIds
 ) -> str | None:
     """Why the commit cannot be gone on from, or None. Pure."""
     anew = replaced(bookmark, topics)
@@ -129,7 +129,7 @@ def accepting_loss(
     splits: LogBounds,
     results: LogBounds,
     horizon: int,
-    topics: TopicIds | None = None,
+    topics: TopicIds,
 ) -> Bookmark:
     """The nearest bookmark that fits: from the log's start where the log no longer reaches."""
     anew = replaced(bookmark, topics)
@@ -151,12 +151,12 @@ def made_anew(splits: LogBounds, results: LogBounds, horizon: int) -> Bookmark:
 
 
 async def take(
-    transport: Transport, rules: Rules, partition: int, topics: TopicIds | None = None
+    transport: Transport, rules: Rules, partition: int, topics: TopicIds
 ) -> tuple[Writer, Ledger]:
     """Steps 1 to 4; the caller seeks to the ledger's position.
 
     Args:
-        topics: their ids, None when they are not known.
+        topics: their ids.
 
     Raises:
         Misfit: the logs do not fit what was committed, and a loss is not accepted.
@@ -171,9 +171,7 @@ async def take(
     return writer, ledger
 
 
-async def _load(
-    transport: Transport, rules: Rules, partition: int, topics: TopicIds | None
-) -> Ledger:
+async def _load(transport: Transport, rules: Rules, partition: int, topics: TopicIds) -> Ledger:
     """Steps 2 to 4."""
     group, topic, horizon = rules.group, rules.splits_topic, rules.horizon
     lost: list[str] = []
@@ -197,7 +195,7 @@ async def _load(
     except NewerCommit:
         refuse(newer_commit(metadata))
         bookmark = Bookmark(watermark, None, watermark, None)
-    if committed is not None and bookmark.horizon is None:
+    if committed is not None and bookmark.horizon is None and not lost:
         log.warning(
             "the committed offset was set by hand: all results are read again, and requests "
             "that opened below it and have none are given up",
@@ -220,6 +218,7 @@ async def _load(
                 refuse(cut_off)
                 ledger = ledger_from(made_anew(splits, results, horizon))
                 break
+            assert record.value is not None
             ledger.load(record.offset, result, record.value)
     if lost:
         # What was accepted is over with the next commit. And a log made anew soon grows past the

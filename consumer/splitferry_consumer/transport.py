@@ -100,7 +100,7 @@ class Writer(Protocol):
 
         `commit` is given the offsets at which the records were appended, and returns the
         offset of the splits partition to commit, with its metadata. Returns those offsets.
-        Every exception but `TooLarge` means: retake the partition.
+        Every exception means: retake the partition; after `TooLarge` with less in the batch.
         """
 
     async def close(self) -> None:
@@ -135,7 +135,8 @@ class Transport(Protocol):
     def resume(self, partition: int) -> None: ...
 
     async def position(self, partition: int) -> int | None:
-        """The offset after all that was handed out, past what is no record (markers)."""
+        """The offset after all that was handed out, past what is no record (markers); None when
+        the partition is not ours any more, or that is not known now."""
 
     def end(self, partition: int) -> int | None:
         """The end of a splits partition, with what open transactions hide; None when it was not

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Seque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
+from memory_transport import TOPIC_IDS
 from model.storage import Violation
 from splitferry_consumer.catalogue import Row
 from splitferry_consumer.ledger import Batch, Decision, Ledger, Settle
@@ -85,7 +86,7 @@ def taking(answers: Sequence[Any], partition: int, horizon: int, accept_loss: bo
     """Take the partition. Raises Question at the first that has no answer, and Misfit."""
     transport = cast("Transport", Answered(answers))
     rules = Rules(GROUP, TOPIC, RESULTS, DEAD_LETTERS, horizon, 3600.0, accept_loss)
-    _, ledger = run(take(transport, rules, partition))
+    _, ledger = run(take(transport, rules, partition, TOPIC_IDS))
     return Tenancy(partition, ledger)
 
 
@@ -248,7 +249,7 @@ class Tenancy:
 
     def _publisher(self, writer: _Sending | _Committed) -> Publisher:
         source = (TOPIC, self.partition)
-        return Publisher(cast("Writer", writer), source, RESULTS, DEAD_LETTERS, {})
+        return Publisher(cast("Writer", writer), source, RESULTS, DEAD_LETTERS, {}, TOPIC_IDS)
 
     def _carry_out(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:

@@ -4,7 +4,7 @@
     ROOT/.splitferry/incoming/OWNER/lock    locked while that process lives
     ROOT/.splitferry/incoming/OWNER/N       the bytes of one request on their way in
 
-A file is received into a nameless place of its own, synced once, judged, and renamed over the
+A file is received into a place of its own, synced once, judged, and renamed over the
 old one; see `settling` for the order and why.
 """
 

@@ -86,7 +86,7 @@ class Inode:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def trim(self, size: int) -> bool:
-        """Cut off what was reserved behind the item, before nothing more is written.
+        """Cut off what was reserved behind the item, once nothing more is written.
 
         Returns False if not exactly `size` bytes were written. Raises OSError.
         """

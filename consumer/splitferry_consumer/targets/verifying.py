@@ -1,4 +1,4 @@
-"""A target that keeps nothing: items are received and checked, and then let go."""
+"""Where items are received and checked, and then let go: for a replay that writes nothing."""
 
 from __future__ import annotations
 
@@ -6,41 +6,17 @@ import asyncio
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 
-from . import Condemned, Item, Taken, Verdict, settle_each
+from . import Condemned, Item, Verdict
 from .inode import Inode
 
 
-class VerifyingTarget:
-    """The bytes of each request on its way lie in a nameless file of the system's directory for
+class VerifyingIncoming:
+    """See `Incoming`. The bytes on their way lie in a nameless file of the system's directory for
     temporary files (TMPDIR), which ends with the request, or with the process."""
 
-    in_memory = False
-
-    def begin(self, item: Item) -> VerifyingIncoming:
-        """See `Target.begin`."""
-        return VerifyingIncoming()
-
-    async def settle_taken(self, taken: Sequence[Taken]) -> None:
-        """See `Target.settle_taken`."""
-        await settle_each(taken)
-
-    async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
-        """Nothing: this target keeps no verdicts."""
-
-    async def sweep(self) -> None:
-        """Nothing: what is in this process ends with it."""
-
-    def close(self) -> None:
-        """Nothing is held besides the requests' own bytes."""
-
-
-class VerifyingIncoming:
-    """See `Incoming`."""
-
-    def __init__(self) -> None:
+    def __init__(self, item: Item) -> None:
         self._lock = threading.Lock()
         self._inode: Inode | None = None
         self._dropped = False

@@ -130,7 +130,7 @@ class _Metrics(Collector):
             (
                 "splitferry_open_requests",
                 "Requests that are open",
-                {number: len(led.states) - led.unsettled for number, (_, led) in taken.items()},
+                {number: led.open for number, (_, led) in taken.items()},
             ),
             (
                 "splitferry_unsettled_requests",

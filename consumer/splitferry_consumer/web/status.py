@@ -100,6 +100,10 @@ class PartitionView(TypedDict):
     holder: Holder | None
 
 
+Key = tuple[int, int, int]
+"""What a request is ordered by, with its partition."""
+
+
 class RequestView(TypedDict):
     request: str
     partition: int
@@ -137,6 +141,8 @@ class Window(TypedDict):
     matching: int
     offset: int
     shown: list[RequestView]
+    keys: list[Key]
+    """What each of them is ordered by."""
 
 
 class Failure(TypedDict):
@@ -207,7 +213,7 @@ class Snapshot(Facts):
     flow: dict[str, int]
     memory: dict[str, int]
     workers: list[WorkerView]
-    """None where there is one process."""
+    """Empty where there is one process."""
     partitions: list[PartitionView]
     requests: Window
     results: list[ResultView]
@@ -237,9 +243,6 @@ _Opened = tuple[int, ReceiveState]
 """A request with its partition."""
 _Ordered = tuple[int, int, int, ReceiveState]
 """The same behind what it is ordered by; *f* and the partition leave no two of them alike."""
-Key = tuple[int, int, int]
-"""What a request is ordered by, with its partition."""
-
 _ORDER: dict[Sort, Callable[[_Opened], _Ordered]] = {
     Sort.OLDEST: lambda one: (one[1].opened_at, one[1].first, *one),
     Sort.NEWEST: lambda one: (-one[1].opened_at, -one[1].first, *one),
@@ -284,14 +287,14 @@ class Snapshots:
         return self._service.partitions
 
     def find(self, request: RequestId) -> tuple[Partition, ReceiveState] | None:
-        """An open request."""
+        """A request without a committed result."""
         for partition in self.partitions:
             if partition.ledger is not None and request in partition.ledger.states:
                 return partition, partition.ledger.states[request]
         return None
 
     def request(self, request: RequestId) -> RequestView | None:
-        """One open request with all its ranges."""
+        """A request without a committed result, with all its ranges."""
         found = self.find(request)
         if found is None:
             return None
@@ -351,13 +354,13 @@ class Snapshots:
 
     def _window(self, clock: _Clock, view: View) -> Window:
         matching, first = self._first(view, view.offset + view.limit)
+        shown = first[view.offset :]
         return {
             "total": sum(len(states) for _, states in self._open),
             "matching": matching,
             "offset": view.offset,
-            "shown": [
-                self._row(clock, number, state) for *_, number, state in first[view.offset :]
-            ],
+            "shown": [self._row(clock, number, state) for *_, number, state in shown],
+            "keys": [ordered[:3] for ordered in shown],
         }
 
     def _first(self, view: View, end: int) -> tuple[int, list[_Ordered]]:
@@ -407,7 +410,7 @@ class Snapshots:
             "ranges": state.coverage.outline(DRAWN),
             "exact": len(state.coverage) <= DRAWN,
             "missing": state.coverage.first_missing(state.total, LISTED),
-            "gaps": _gaps(state),
+            "gaps": state.coverage.count_missing(state.total),
             "rate": round(rate, 1),
             "remaining": round(left / rate, 1) if left is not None and rate >= 1 else None,
             "target": f"{self._root}/{state.unique_id}" if state.block is Block.FILE else None,
@@ -473,7 +476,7 @@ def _partition(clock: _Clock, partition: Partition) -> PartitionView:
             "active_at": clock.of(state.grown_at, state),
             "state": _STATES[state.phase],
             "missing": state.coverage.first_missing(state.total, LISTED),
-            "gaps": _gaps(state),
+            "gaps": state.coverage.count_missing(state.total),
         }
     return {
         "partition": partition.number,
@@ -485,17 +488,11 @@ def _partition(clock: _Clock, partition: Partition) -> PartitionView:
         "position": None if ledger is None else ledger.position,
         "end": partition.end,
         "lag": lag(partition),
-        "open": 0 if ledger is None else len(ledger.states) - unsettled,
+        "open": 0 if ledger is None else ledger.open,
         "unsettled": unsettled,
         "in_flight": partition.gauge.bytes,
         "holder": holder,
     }
-
-
-def _gaps(state: ReceiveState) -> int:
-    """How many ranges are missing, the one up to the end counted."""
-    coverage = state.coverage
-    return coverage.gaps + (state.total is None or coverage.end < state.total)
 
 
 def _result(told: RecentResult) -> ResultView:

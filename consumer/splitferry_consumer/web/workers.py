@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import chain, islice
 from operator import itemgetter
@@ -36,7 +36,6 @@ from splitferry_consumer.web.status import (
     PartitionView,
     RequestView,
     Snapshot,
-    Sort,
     View,
     WorkerView,
     facts,
@@ -47,17 +46,6 @@ log = structlog.get_logger(__name__)
 
 ASK_BOUND = 2.0
 """Seconds after which a worker counts as silent."""
-
-_KEYS: dict[Sort, Callable[[RequestView], Key]] = {
-    Sort.OLDEST: lambda row: (row["opened_at"], row["first"], row["partition"]),
-    Sort.NEWEST: lambda row: (-row["opened_at"], -row["first"], row["partition"]),
-    Sort.LARGEST: lambda row: (-_extent(row), row["first"], row["partition"]),
-    Sort.STALLED: lambda row: (row["active_at"], row["first"], row["partition"]),
-}
-
-
-def _extent(row: RequestView) -> int:
-    return row["size"] or (row["ranges"][-1][1] if row["ranges"] else 0)
 
 
 class Worker(Protocol):
@@ -207,7 +195,8 @@ class Workers(Source):
         settings, snapshots = self._settings, told.values()
         unknown: Disk = {"free": None, "total": None, "reserve": settings.disk_reserve}
         windows = [snapshot["requests"] for snapshot in snapshots]
-        rows = merge(*(window["shown"] for window in windows), key=_KEYS[view.sort])
+        each = [zip(window["keys"], window["shown"], strict=True) for window in windows]
+        shown = list(islice(merge(*each, key=itemgetter(0)), view.limit))
         phase = next(
             (s["phase"] for s in snapshots if s["phase"] != Phase.RUNNING.value),
             Phase.RUNNING.value if told else Phase.STARTING.value,
@@ -230,7 +219,8 @@ class Workers(Source):
                 "total": sum(window["total"] for window in windows),
                 "matching": sum(window["matching"] for window in windows),
                 "offset": view.offset,
-                "shown": list(islice(rows, view.limit)),
+                "shown": [row for _, row in shown],
+                "keys": [key for key, _ in shown],
             },
             "results": _latest((s["results"] for s in snapshots), "finished_at", RECENT_RESULTS),
             "failures": _latest((s["failures"] for s in snapshots), "finished_at", RECENT_RESULTS),
