@@ -68,8 +68,8 @@ class Faulty:
         """A call in a thread waits while it is cleared."""
         self.free.set()
         self.entered = threading.Event()
-        self.taken_in: int | None = None
-        """The thread of the last `take`."""
+        self.put_in: int | None = None
+        """The thread of the last `put`."""
 
     def plan(self, method: str, *faults: Exception | None) -> None:
         self.faults[method] = deque(faults)
@@ -95,12 +95,12 @@ class Faulty:
         self._meet("settle")
         return await self.inner.settle(proposal)
 
-    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
+    def put(self, data: memoryview | bytes, proposal: Verdict) -> None:
         self.entered.set()
         self.free.wait()
-        self.taken_in = threading.get_ident()
-        self._meet("take")
-        self.inner.take(data, proposal)
+        self.put_in = threading.get_ident()
+        self._meet("put")
+        self.inner.put(data, proposal)
 
     def discard(self) -> None:
         self._meet("discard")

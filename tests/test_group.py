@@ -33,15 +33,15 @@ from splitferry_consumer.group import (
     WHOLE_MAX,
     Ending,
     WriteSplitDataTaskHandle,
-    take_whole,
+    put_whole,
 )
 from splitferry_consumer.targets import (
     Condemned,
     Item,
     Refused,
-    Taken,
     Target,
     Verdict,
+    Whole,
     settle_each,
 )
 from splitferry_protocol.errors import (
@@ -553,17 +553,17 @@ async def test_closing_before_the_first_step_leaves_nothing(bench: Bench) -> Non
 
 
 @dataclass
-class Taking:
-    """What `take_whole` asks of a target."""
+class Putting:
+    """What `put_whole` asks of a target."""
 
     in_memory: bool = False
-    settle_taken: Callable[[Sequence[Taken]], Awaitable[None]] = settle_each
+    settle_whole: Callable[[Sequence[Whole]], Awaitable[None]] = settle_each
 
 
-def take(
-    bench: Bench, *payloads: bytes, block: Block = Block.FILE, target: Taking | None = None
+def put(
+    bench: Bench, *payloads: bytes, block: Block = Block.FILE, target: Putting | None = None
 ) -> list[tuple[WriteSplitDataTaskHandle, Faulty, Recorder]]:
-    """Have items taken together, of each of which one split brought all. Awaits nothing."""
+    """Have items put together, of each of which one split brought all. Awaits nothing."""
     made = []
     for number, payload in enumerate(payloads):
         item = Item(RequestKey("group", "splits", 3, RequestId(7, number), number), f"{number}", 1)
@@ -575,7 +575,7 @@ def take(
         assert handle.whole
         made.append((handle, incoming, reports))
     handles = [handle for handle, _, _ in made]
-    take_whole(handles, cast("Target", target or Taking()), bench.threads)
+    put_whole(handles, cast("Target", target or Putting()), bench.threads)
     return made
 
 
@@ -588,13 +588,13 @@ async def told(made: list[tuple[WriteSplitDataTaskHandle, Faulty, Recorder]]) ->
 
 
 async def test_items_that_came_whole_are_settled_without_a_task_each(bench: Bench) -> None:
-    made = take(bench, b"one", b"two", b"three")
+    made = put(bench, b"one", b"two", b"three")
     assert await told(made) == [Status.COMPLETED] * 3
     for number, data in enumerate((b"one", b"two", b"three")):
         handle, incoming, _ = made[number]
         assert (bench.root / f"{number}").read_bytes() == data
         assert handle._task is None
-        assert incoming.calls == ["take", "settle"]
+        assert incoming.calls == ["put", "settle"]
     assert bench.gauge.bytes == 0
 
 
@@ -607,14 +607,14 @@ async def test_items_that_came_whole_are_settled_without_a_task_each(bench: Benc
     ],
     ids=["a little in memory", "too much at once", "on a disk"],
 )
-async def test_only_a_little_in_memory_is_taken_on_the_event_loop(
+async def test_only_a_little_in_memory_is_put_on_the_event_loop(
     bench: Bench, in_memory: bool, sizes: list[int], on_the_loop: bool
 ) -> None:
-    made = take(bench, *map(bytes, sizes), block=Block.MEM, target=Taking(in_memory))
+    made = put(bench, *map(bytes, sizes), block=Block.MEM, target=Putting(in_memory))
     assert await told(made) == [Status.COMPLETED] * len(sizes)
     ours = threading.get_ident()
-    assert [incoming.taken_in == ours for _, incoming, _ in made] == [on_the_loop] * len(sizes)
-    assert None not in [incoming.taken_in for _, incoming, _ in made]
+    assert [incoming.put_in == ours for _, incoming, _ in made] == [on_the_loop] * len(sizes)
+    assert None not in [incoming.put_in for _, incoming, _ in made]
 
 
 @pytest.mark.parametrize("size", [WHOLE_MAX, WHOLE_MAX + 1])
@@ -628,12 +628,12 @@ async def test_only_small_items_go_with_others(bench: Bench, size: int) -> None:
     assert handle.whole is (size == WHOLE_MAX)
 
 
-@pytest.mark.parametrize("step", ["take", "settle"])
+@pytest.mark.parametrize("step", ["put", "settle"])
 @pytest.mark.parametrize("fault", [EIO, Refused(BatchTransferFailed(REQUEST, "no room"))])
 async def test_what_goes_wrong_with_one_of_many_is_left_to_its_own_task(
     bench: Bench, step: str, fault: Exception
 ) -> None:
-    made = take(bench, b"one", b"two")
+    made = put(bench, b"one", b"two")
     made[0][1].plan(step, fault)
     assert await told(made) == [Status.COMPLETED] * 2
     assert [handle._task is None for handle, _, _ in made] == [False, True]
@@ -642,31 +642,31 @@ async def test_what_goes_wrong_with_one_of_many_is_left_to_its_own_task(
 
 
 async def test_another_digest_of_one_of_many_fails_it_alone(bench: Bench) -> None:
-    made = take(bench, b"one", b"two")
+    made = put(bench, b"one", b"two")
     made[0][0].end(complete(b"one", b"\1" * 32))
     assert await told(made) == [Status.FAILED, Status.COMPLETED]
     assert not (bench.root / "0").exists()
 
 
-@pytest.mark.parametrize("step", ["take", "settle"])
+@pytest.mark.parametrize("step", ["put", "settle"])
 async def test_a_lost_write_of_one_of_many_is_not_tried_again(bench: Bench, step: str) -> None:
     # A second fsync after a failed one lies: the bytes have to be received again.
-    made = take(bench, b"one", b"two")
+    made = put(bench, b"one", b"two")
     made[0][1].plan(step, Condemned("lost"))
     assert await told(made) == ["broken", Status.COMPLETED]
     assert made[0][0]._task is None
 
 
 async def test_what_fails_for_many_is_told_by_each_of_them(bench: Bench) -> None:
-    async def settle(taken: object) -> None:
+    async def settle(items: object) -> None:
         raise RuntimeError("a mistake")
 
-    made = take(bench, b"one", b"two", target=Taking(settle_taken=settle))
+    made = put(bench, b"one", b"two", target=Putting(settle_whole=settle))
     assert await told(made) == ["broken"] * 2
 
 
 async def test_closing_waits_for_the_step_that_takes_many(bench: Bench) -> None:
-    made = take(bench, b"one", b"two")
+    made = put(bench, b"one", b"two")
     held = made[0][1]
     held.free.clear()
     await until(held.entered.is_set)

@@ -27,7 +27,7 @@ from splitferry_consumer import partition as partition_module
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.flow import MINIMUM_SHARE, RECORD_OVERHEAD, Flow
 from splitferry_consumer.partition import Partition, Vigil
-from splitferry_consumer.targets import Condemned, Incoming, Item, Taken, Target, settle_each
+from splitferry_consumer.targets import Condemned, Incoming, Item, Target, Whole, settle_each
 from splitferry_consumer.targets.file import FileTarget
 from splitferry_consumer.targets.handler import HandlerTarget, ReceivedItem
 from splitferry_consumer.targets.limit import MemoryLimit
@@ -74,8 +74,8 @@ class FaultyTarget:
         self.begun.append(incoming)
         return incoming
 
-    async def settle_taken(self, taken: Sequence[Taken]) -> None:
-        await settle_each(taken)
+    async def settle_whole(self, items: Sequence[Whole]) -> None:
+        await settle_each(items)
 
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
         self.cleared.append(before)

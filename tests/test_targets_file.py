@@ -34,13 +34,14 @@ from structlog.testing import capture_logs
 from failing import failing
 from small_disk import can_mount
 from splitferry_consumer import catalogue
+from splitferry_consumer.group import WHOLE_MAX
 from splitferry_consumer.targets import (
     Condemned,
     Item,
     Refused,
-    Taken,
     TargetUnusable,
     Verdict,
+    Whole,
     file,
     settling,
 )
@@ -779,16 +780,16 @@ async def test_a_batch_is_durable_before_it_is_judged(
     taken = []
     for n in range(5):
         incoming = target.begin(item(f"f{n}", sequence=n))
-        await target.in_thread(partial(incoming.take, b"bytes", completed(b"bytes")))
+        await target.in_thread(partial(incoming.put, b"bytes", completed(b"bytes")))
 
         def tell(outcome: Verdict | Exception, name: str = f"f{n}") -> None:
             told[name] = getattr(outcome, "status", type(outcome).__name__)
 
-        taken.append(Taken(incoming, completed(b"bytes"), tell))
+        taken.append(Whole(incoming, completed(b"bytes"), tell))
     (root / "f3").mkdir()
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(target.settling._catalogue, "transaction", committed)
-    await target.settle_taken(taken)
+    await target.settle_whole(taken)
     completes = {f"f{n}": "completed" for n in (0, 1, 4)}
     assert told == {**completes, "f2": "Condemned", "f3": "failed"}
     assert order[:6] == ["file"] * 4 + ["directory", "commit"]
@@ -808,11 +809,11 @@ async def test_many_that_came_whole_are_told_though_one_does_not_listen(target: 
     taken = []
     for n in range(3):
         incoming = target.begin(item(f"f{n}", sequence=n))
-        await target.in_thread(partial(incoming.take, b"bytes", completed(b"bytes")))
+        await target.in_thread(partial(incoming.put, b"bytes", completed(b"bytes")))
         tell = deaf if n == 0 else lambda outcome: told.append(outcome.status)
-        taken.append(Taken(incoming, completed(b"bytes"), tell))
+        taken.append(Whole(incoming, completed(b"bytes"), tell))
     with pytest.raises(RuntimeError, match="not listening"):
-        await target.settle_taken(taken)
+        await target.settle_whole(taken)
     await caught_up(target)
     await asyncio.sleep(0)
     assert told == ["completed"] * 2
@@ -1564,7 +1565,7 @@ async def test_a_temporary_file_that_could_not_be_removed_is_swept(
     """Sealed, a row may name it, and the catalogue is asked first."""
     dropped, kept = [await received(target, item(f"{n}", 1, n), b"bytes") for n in range(2)]
     if sealed:
-        await target.in_thread(lambda: dropped.take(b"bytes", completed(b"bytes")))
+        await target.in_thread(lambda: dropped.put(b"bytes", completed(b"bytes")))
         await target.in_thread(dropped.seal)
     with monkeypatch.context() as patch, capture_logs() as logs:
         patch.setattr(os, "unlink", failing(errno.EIO))
@@ -1632,6 +1633,7 @@ async def test_what_is_large_is_synced_where_it_holds_up_nobody(
     monkeypatch.setattr(os, "fsync", fsync)
     await publish(target, item("small", 1, 1), bytes(SMALL))
     await publish(target, item("large", 1, 2), bytes(SMALL + 1))
+    assert WHOLE_MAX <= SMALL, "all that comes whole is synced there"
     assert threads["0"].startswith("catalogue")
     assert not threads["1"].startswith("catalogue")
 
@@ -1640,7 +1642,7 @@ async def test_files_may_be_dropped_while_the_target_closes(
     target: FileTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     incoming = await received(target, item(), b"bytes")
-    await target.in_thread(lambda: incoming.take(b"bytes", completed(b"bytes")))
+    await target.in_thread(lambda: incoming.put(b"bytes", completed(b"bytes")))
     await target.in_thread(incoming.seal)
 
     def closed(_: object) -> None:
@@ -1672,7 +1674,7 @@ async def test_what_blocks_is_done_by_the_given_threads(
 
 async def test_sealed_bytes_that_no_row_names_go_at_once(target: FileTarget, root: Path) -> None:
     incoming = await received(target, item(), b"bytes")
-    await target.in_thread(lambda: incoming.take(b"bytes", completed(b"bytes")))
+    await target.in_thread(lambda: incoming.put(b"bytes", completed(b"bytes")))
     await target.in_thread(incoming.seal)
     await target.in_thread(incoming.discard)
     await caught_up(target)

@@ -162,7 +162,7 @@ async def test_taking_a_small_item_never_looks_through_the_announced_ones(
     incoming, _ = await announced(target, b"first")
     second = target.begin(item(2))
     with pytest.raises(OSError, match="memory limit"):
-        second.take(b"second", completed(b"second"))
+        second.put(b"second", completed(b"second"))
     # In a thread, as whoever tries it again does, room is found: their lifetime is over.
     await target.in_thread(lambda: second.write_at(0, b"second"))
     assert (await second.settle(completed(b"second"))).status is Status.COMPLETED

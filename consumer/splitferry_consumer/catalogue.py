@@ -289,7 +289,7 @@ class Catalogue:
         """
         rows = self._known([one.item.key for one in proposals])
         held = self._held({one.item.unique_id for one in proposals})
-        taken = self._taken() if quota is not None else 0
+        occupied = self._occupied() if quota is not None else 0
         new: dict[RequestKey, Row] = {}
         decided: list[tuple[Row, str | None]] = []
         for item, proposed, temporary in proposals:
@@ -303,12 +303,12 @@ class Catalogue:
                     growth = (
                         self._growth(item.unique_id, proposed.size or 0) if quota is not None else 0
                     )
-                    error = self._objection(item, held[item.unique_id], taken + growth, quota)
+                    error = self._objection(item, held[item.unique_id], occupied + growth, quota)
                     if error is None:
                         place = {"path": item.unique_id}
                         verdict = proposed._replace(target=place)
                         held[item.unique_id].append(_Held(item.version, _request(item.key)))
-                        taken += growth
+                        occupied += growth
                         named = temporary
                     else:
                         verdict = Verdict(Status.FAILED, error, proposed.size, proposed.sha256)
@@ -389,7 +389,7 @@ class Catalogue:
         ).fetchone()
         return found and str(found[0])
 
-    def _taken(self) -> int:
+    def _occupied(self) -> int:
         """Bytes of all items that are published or pending."""
         return self.published() + sum(
             self._growth(row.unique_id, row.verdict.size or 0)

@@ -4,7 +4,7 @@ The ledger decides on the event loop, in the order of the log; the group writes 
 threads, at most one thread at a time for a request, so that a slow target holds up its own
 request and no other. The group reports back; it decides nothing about the log.
 
-A request whose first split is the whole item needs no task to wait for more: `take_whole` has
+A request whose first split is the whole item needs no task to wait for more: `put_whole` has
 many of them written, digested and settled in one step. What goes wrong with one of them there
 starts its task, which tries it again as it would any other.
 """
@@ -45,7 +45,7 @@ from .coverage import Coverage
 from .flow import Gauge, weight
 from .ledger import WriteSplit
 from .request import ReceiveState
-from .targets import Incoming, Item, Refused, Taken, Target, Verdict
+from .targets import Incoming, Item, Refused, Target, Verdict, Whole
 
 log = structlog.get_logger(__name__)
 
@@ -186,11 +186,11 @@ class WriteSplitDataTaskGroup:
         size = len(task.split.payload)
         return size == ending.size and size <= WHOLE_MAX
 
-    def take(self, work: WriteSplit) -> Verdict | Exception | None:
-        """In a thread. Have the target take the whole item, which came as `work`.
+    def put(self, work: WriteSplit) -> Verdict | Exception | None:
+        """In a thread. Put the whole item, which came as `work`, to the target.
 
         Returns what the target is then to settle, or what it raised; None for another digest.
-        What is not taken leaves everything as it was, for `process_tasks`.
+        What is not put there leaves everything as it was, for `process_tasks`.
         """
         data = work.split.payload
         digest = hashlib.sha256(data)
@@ -198,18 +198,18 @@ class WriteSplitDataTaskGroup:
         if proposal.status is not Status.COMPLETED:
             return None
         try:
-            self._incoming.take(data, proposal)
+            self._incoming.put(data, proposal)
         except Exception as error:  # noqa: BLE001  each of the many has its own
             return error
         self._written.add(0, len(data))
         self._digest, self._digested = digest, len(data)
         return proposal
 
-    def taken(self, proposal: Verdict, tell: Callable[[Verdict | Exception], None]) -> Taken:
+    def as_whole(self, proposal: Verdict, tell: Callable[[Verdict | Exception], None]) -> Whole:
         """The target has the bytes: let them go."""
         self._let_go(self._tasks)
         self._tasks.clear()
-        return Taken(self._incoming, proposal, tell)
+        return Whole(self._incoming, proposal, tell)
 
     async def process_tasks(self) -> Verdict:
         """Take tasks until the request has ended and all is written, then settle it."""
@@ -470,7 +470,7 @@ class WriteSplitDataTaskHandle:
 
     @property
     def whole(self) -> bool:
-        """Whether `take_whole` is for it, before it has started."""
+        """Whether `put_whole` is for it, before it has started."""
         return self._group.whole
 
     async def wait(self) -> Verdict:
@@ -510,42 +510,42 @@ def open_group(
     workshop: Workshop,
     reports: Reports,
 ) -> WriteSplitDataTaskHandle:
-    """Begin the opening `key` at its target. The handle is to be started, or taken whole."""
+    """Begin the opening `key` at its target. The handle is to be started, or put whole."""
     item = Item(key, state.unique_id, state.version, dict(state.labels or {}))
     group = GROUPS[state.block](item, state.block, begin(item), workshop, reports)
     return WriteSplitDataTaskHandle(group, reports)
 
 
-def take_whole(
+def put_whole(
     handles: Sequence[WriteSplitDataTaskHandle], target: Target, threads: Executor
 ) -> None:
-    """Have their target take and settle items that came whole, instead of starting the handles."""
-    step = asyncio.create_task(_take_whole(handles, target, threads))
+    """Put items that came whole to their target and settle them; the handles are not started."""
+    step = asyncio.create_task(_put_whole(handles, target, threads))
     for handle in handles:
         handle._group._thread = step
 
 
-async def _take_whole(
+async def _put_whole(
     handles: Sequence[WriteSplitDataTaskHandle], target: Target, threads: Executor
 ) -> None:
     # Closing one later takes its task away.
     work = [(handle, handle._group, handle._group._tasks[0]) for handle in handles]
 
-    def take() -> list[Verdict | Exception | None]:
-        return [group.take(task) for _, group, task in work]
+    def put() -> list[Verdict | Exception | None]:
+        return [group.put(task) for _, group, task in work]
 
     try:
         if target.in_memory and sum(len(task.split.payload) for _, _, task in work) <= PROMPT_MAX:
-            outcomes = take()
+            outcomes = put()
         else:
-            outcomes = await asyncio.get_running_loop().run_in_executor(threads, take)
-        taken: list[Taken] = []
+            outcomes = await asyncio.get_running_loop().run_in_executor(threads, put)
+        items: list[Whole] = []
         for (handle, group, _), outcome in zip(work, outcomes, strict=True):
             if isinstance(outcome, Verdict):
-                taken.append(group.taken(outcome, handle._told))
+                items.append(group.as_whole(outcome, handle._told))
             else:
                 handle._told(outcome)
-        await target.settle_taken(taken)
+        await target.settle_whole(items)
     except Exception as error:  # noqa: BLE001
         # It is of none of them, and nobody else would tell the partition.
         for handle, _, _ in work:

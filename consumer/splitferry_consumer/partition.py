@@ -29,7 +29,7 @@ from .group import (
     Workshop,
     WriteSplitDataTaskHandle,
     open_group,
-    take_whole,
+    put_whole,
 )
 from .ledger import (
     Batch,
@@ -303,7 +303,7 @@ class Partition:
                 self._log.exception("unexpected error", offset=record.offset)
                 self.retake(error)
                 return
-        self._take_whole()
+        self._put_whole()
         if ledger.has_news:
             self._changed.set()
 
@@ -333,11 +333,11 @@ class Partition:
         reports = _Reports(self, ledger, state)
         return open_group(key, state, self._targets[state.block].begin, self._workshop, reports)
 
-    def _take_whole(self) -> None:
+    def _put_whole(self) -> None:
         for block, handles in self._whole.items():
             for start in range(0, len(handles), WHOLE_ITEMS):
                 some = handles[start : start + WHOLE_ITEMS]
-                take_whole(some, self._targets[block], self._workshop.threads)
+                put_whole(some, self._targets[block], self._workshop.threads)
             handles.clear()
 
     # ---- publishing: what is settled is told

@@ -84,10 +84,10 @@ class Incoming(Protocol):
         was first, or the target holds a newer version. May be called again after it raised.
         """
 
-    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
+    def put(self, data: memoryview | bytes, proposal: Verdict) -> None:
         """Write `data`, the whole item, and do all that blocks of settling it as proposed.
 
-        `Target.settle_taken` does the rest. Blocks, and raises as `write_at` and `settle` do:
+        `Target.settle_whole` does the rest. Blocks, and raises as `write_at` and `settle` do:
         then both can still be called.
         """
 
@@ -96,7 +96,7 @@ class Incoming(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Taken:
+class Whole:
     """An item that came whole, in one split, with its bytes at the target.
 
     `tell` is called once, on the event loop, with the verdict or with what `settle` would raise.
@@ -107,30 +107,30 @@ class Taken:
     tell: Callable[[Verdict | Exception], None]
 
 
-async def settle_each(taken: Sequence[Taken]) -> None:
-    """`Target.settle_taken` for a target that gains nothing by settling many at once."""
+async def settle_each(items: Sequence[Whole]) -> None:
+    """`Target.settle_whole` for a target that gains nothing by settling many at once."""
 
-    async def settle(one: Taken) -> None:
+    async def settle(one: Whole) -> None:
         try:
             outcome: Verdict | Exception = await one.incoming.settle(one.proposal)
         except Exception as error:  # noqa: BLE001  whatever it is, somebody waits to hear of it
             outcome = error
         one.tell(outcome)
 
-    await asyncio.gather(*map(settle, taken))
+    await asyncio.gather(*map(settle, items))
 
 
 class Target(Protocol):
     """A place for items of one block type."""
 
     in_memory: bool
-    """Whether `Incoming.take` waits for no disk: a little of it may be done on the event loop."""
+    """Whether `Incoming.put` waits for no disk: a little of it may be done on the event loop."""
 
     def begin(self, item: Item) -> Incoming:
         """Start a request. No I/O: the first write does it."""
 
-    async def settle_taken(self, taken: Sequence[Taken]) -> None:
-        """Settle items that this target has taken, many in one step where that saves steps.
+    async def settle_whole(self, items: Sequence[Whole]) -> None:
+        """Settle items whose bytes were `put` here, many in one step where that saves steps.
 
         Each is told as soon as its own outcome is there: a slow one holds up no other.
         """

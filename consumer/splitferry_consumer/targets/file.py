@@ -40,7 +40,7 @@ from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed
 from splitferry_protocol.paths import PRIVATE_DIRECTORY
 from splitferry_protocol.records import Status
 
-from . import Condemned, Item, Refused, Taken, TargetUnusable, Verdict
+from . import Condemned, Item, Refused, TargetUnusable, Verdict, Whole
 from .inode import Inode
 from .owner import Owner
 from .settling import Settling
@@ -202,13 +202,13 @@ class FileTarget:
 
         return await self.in_thread(look)
 
-    async def settle_taken(self, taken: Sequence[Taken]) -> None:
-        """See `Target.settle_taken`."""
+    async def settle_whole(self, items: Sequence[Whole]) -> None:
+        """See `Target.settle_whole`."""
         done = asyncio.get_running_loop().create_future()
-        waiting = set(taken)
+        waiting = set(items)
         left: list[FileIncoming] = []
 
-        def told(one: Taken, incoming: FileIncoming, outcome: Verdict | Exception) -> None:
+        def told(one: Whole, incoming: FileIncoming, outcome: Verdict | Exception) -> None:
             if one not in waiting:
                 return
             if isinstance(outcome, Verdict):
@@ -224,12 +224,12 @@ class FileTarget:
             if not waiting and not done.done():
                 done.set_result(None)
 
-        for one in taken:
+        for one in items:
             incoming = one.incoming
             assert isinstance(incoming, FileIncoming)
             tell = partial(told, one, incoming)
             self.settling.begin_settling(incoming.item, one.proposal, incoming, tell)
-        if taken:
+        if items:
             await done
         if left:
             await self.in_thread(lambda: _discard(left))
@@ -265,9 +265,9 @@ class FileTarget:
     def admit(self, item: Item, size: int) -> None:
         """Grant `size` bytes more of temporary file. Raises OSError, Refused."""
         with self.settling.room:
-            taken = self.settling.published + self.held + size
-            if self._quota is not None and taken > self._quota:
-                reason = f"with it the root would hold {taken} bytes, quota {self._quota}"
+            total = self.settling.published + self.held + size
+            if self._quota is not None and total > self._quota:
+                reason = f"with it the root would hold {total} bytes, quota {self._quota}"
                 raise Refused(BatchTransferFailed(item.key.request, reason))
             space = os.fstatvfs(self.incoming)
             free = space.f_bavail * space.f_frsize
@@ -447,8 +447,8 @@ class FileIncoming:
         """Whether there is something to discard."""
         return self._inode is not None and not self._dropped
 
-    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
-        """See `Incoming.take`. The bytes are made durable with those of others, later."""
+    def put(self, data: memoryview | bytes, proposal: Verdict) -> None:
+        """See `Incoming.put`. The bytes are made durable with those of others, later."""
         self.write_at(0, data)
         self._size = len(data)
         self.write_out()

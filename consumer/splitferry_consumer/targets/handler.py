@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from splitferry_consumer.targets import Condemned, Item, Taken, Verdict, settle_each
+from splitferry_consumer.targets import Condemned, Item, Verdict, Whole, settle_each
 from splitferry_consumer.targets.inode import STEP
 from splitferry_consumer.targets.limit import MemoryLimit
 from splitferry_protocol.errors import BatchTransferFailed
@@ -61,9 +61,9 @@ class HandlerTarget:
     def begin(self, item: Item) -> HandlerIncoming:
         return HandlerIncoming(self, item)
 
-    async def settle_taken(self, taken: Sequence[Taken]) -> None:
-        """See `Target.settle_taken`."""
-        await settle_each(taken)
+    async def settle_whole(self, items: Sequence[Whole]) -> None:
+        """See `Target.settle_whole`."""
+        await settle_each(items)
 
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
         """Nothing: this target keeps no verdicts."""
@@ -109,12 +109,12 @@ class HandlerIncoming:
             self.discard()
         return self._verdict
 
-    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
+    def put(self, data: memoryview | bytes, proposal: Verdict) -> None:
         self.write_at(0, data)
 
     def discard(self) -> None:
         with self._lock:
-            self._target.limit.give(self._charged)
+            self._target.limit.release(self._charged)
             self._buffer, self._charged = None, 0
 
     async def _handled(self, proposal: Verdict) -> Verdict:
@@ -151,12 +151,12 @@ class HandlerIncoming:
         """To just `end` bytes: a bytearray keeps some room in hand, so that growing stays cheap."""
         held = len(buffer)
         size = end - held
-        self._target.limit.take(self._item, held, size)
+        self._target.limit.reserve(self._item, held, size)
         try:
             for start in range(held, end, STEP):
                 buffer.extend(bytes(min(STEP, end - start)))
         except MemoryError as error:
             del buffer[held:]
-            self._target.limit.give(size)
+            self._target.limit.release(size)
             raise OSError(errno.ENOMEM, "the machine has no memory left") from error
         self._charged += size

@@ -17,8 +17,8 @@ class MemoryLimit:
         self.used = 0
         self._lock = threading.Lock()
 
-    def take(self, item: Item, held: int, size: int) -> None:
-        """Take `size` bytes for `item`, which holds `held` already.
+    def reserve(self, item: Item, held: int, size: int) -> None:
+        """Reserve `size` bytes for `item`, which holds `held` already.
 
         Raises:
             OSError: not now; others may give theirs back.
@@ -32,6 +32,6 @@ class MemoryLimit:
                 raise OSError(errno.ENOMEM, f"the memory limit of {self.limit} bytes is reached")
             self.used += size
 
-    def give(self, size: int) -> None:
+    def release(self, size: int) -> None:
         with self._lock:
             self.used -= size

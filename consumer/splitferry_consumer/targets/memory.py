@@ -34,7 +34,7 @@ import structlog
 from splitferry_consumer.paths import DIRECTORY, PERMANENT
 from splitferry_consumer.segment import DIRECTORY as SHARED_MEMORY
 from splitferry_consumer.segment import PREFIX
-from splitferry_consumer.targets import Condemned, Item, Refused, Taken, TargetUnusable, Verdict
+from splitferry_consumer.targets import Condemned, Item, Refused, TargetUnusable, Verdict, Whole
 from splitferry_consumer.targets.inode import Inode
 from splitferry_consumer.targets.limit import MemoryLimit
 from splitferry_consumer.targets.owner import Owner
@@ -129,9 +129,9 @@ class MemoryTarget:
         """See `Target.begin`."""
         return SegmentIncoming(self, item, next(self._numbers))
 
-    async def settle_taken(self, taken: Sequence[Taken]) -> None:
-        """See `Target.settle_taken`. Nothing is left to do for segments that have their name."""
-        for one in taken:
+    async def settle_whole(self, items: Sequence[Whole]) -> None:
+        """See `Target.settle_whole`. Nothing is left to do for segments that have their name."""
+        for one in items:
             one.tell(await one.incoming.settle(one.proposal))
 
     async def passed(self, group: str, topic: str, partition: int, before: int) -> None:
@@ -165,12 +165,12 @@ class MemoryTarget:
         Raises OSError, Refused.
         """
         try:
-            self.limit.take(item, held, size)
+            self.limit.reserve(item, held, size)
         except OSError:
             if not search:
                 raise
             self._expire()
-            self.limit.take(item, held, size)
+            self.limit.reserve(item, held, size)
 
     def announce(self, name: str, size: int) -> None:
         with self._lock:
@@ -181,7 +181,7 @@ class MemoryTarget:
         self.unlink(name)
         with self._lock:
             size, _ = self._announced.pop(name, (0, 0.0))
-        self.limit.give(size)
+        self.limit.release(size)
 
     def unlink(self, name: str) -> None:
         if self.closed:
@@ -269,7 +269,7 @@ class SegmentIncoming:
         self._part = f"{number}.part"
         self._number = number
         self._lock = threading.Lock()
-        self._taking = False
+        self._putting = False
         self._inode: Inode | None = None
         self._dropped = False
         self._verdict: Verdict | None = None
@@ -302,18 +302,18 @@ class SegmentIncoming:
             return verdict
         return self._verdict
 
-    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
-        """See `Incoming.take`. The verdict is final with it.
+    def put(self, data: memoryview | bytes, proposal: Verdict) -> None:
+        """See `Incoming.put`. The verdict is final with it.
 
         Without room it fails at once: the event loop, on which it may run, is not for a look
         through all announced segments. Whoever tries again, in a thread, does look.
         """
-        self._taking = True
+        self._putting = True
         try:
             self.write_at(0, data)
             self._finish(proposal, len(data))
         finally:
-            self._taking = False
+            self._putting = False
 
     def discard(self) -> None:
         """See `Incoming.discard`. After `settle`: takes the segment away, as if it never was.
@@ -349,12 +349,12 @@ class SegmentIncoming:
                 0o600,
                 dir_fd=self._target.owner.directory,
             )
-            self._inode = Inode(descriptor, self._admit, self._target.limit.give)
+            self._inode = Inode(descriptor, self._admit, self._target.limit.release)
         return self._inode
 
     def _admit(self, size: int) -> None:
         held = 0 if self._inode is None else self._inode.charged
-        self._target.admit(self._item, held, size, search=not self._taking)
+        self._target.admit(self._item, held, size, search=not self._putting)
 
     def _finish(self, proposal: Verdict, size: int) -> Verdict:
         """Give the segment its final name. Raises OSError, Refused, Condemned."""

@@ -33,7 +33,7 @@ class VerifyingIncoming:
         await asyncio.to_thread(self.discard)
         return proposal
 
-    def take(self, data: memoryview | bytes, proposal: Verdict) -> None:
+    def put(self, data: memoryview | bytes, proposal: Verdict) -> None:
         self.write_at(0, data)
 
     def discard(self) -> None:
