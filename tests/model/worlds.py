@@ -108,6 +108,7 @@ SMALL = [
     _world("late digest", w(1), w(1, **OTHER_DIGEST), w(1), **AFTER),
     _world("edge of the horizon", w(1), w(2), w(1), horizon=2, **AFTER),
     _world("end at the horizon", h(1), w(2), t(1), horizon=2, **AFTER),
+    _world("token at the horizon", h(1), h(2, "a"), h(1), X, h(2, "b"), horizon=3, **AFTER),
     _world("files", w(1, **FILE), w(2, **NEWER), **AFTER),
     _world("file given up", w(1, **FILE), **AFTER, decisions=1),
     _world("offsets by hand", h(1), w(2, "a"), t(1), w(2, "b"), **AFTER, resets=1),
