@@ -6,8 +6,10 @@ import errno
 import io
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +18,7 @@ from aiokafka import errors as kafka
 from click.testing import CliRunner
 from rich.console import Console
 
+from failing import failing
 from splitferry_cli.app import splitferry
 from splitferry_cli.bars import Bars
 from splitferry_cli.failures import explain
@@ -29,8 +32,9 @@ from splitferry_cli.output import (
     result_fields,
     result_text,
 )
+from splitferry_cli.send import Item, items_of
 from splitferry_cli.values import Moment
-from splitferry_producer import ProducerError
+from splitferry_producer import ProducerError, SourceError
 from splitferry_protocol.errors import BatchTransferFailed
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Block, Input, Result, Status
@@ -224,6 +228,33 @@ def test_a_request_without_a_result_may_be_open(monkeypatch: pytest.MonkeyPatch)
     outcome = CliRunner().invoke(splitferry, ["result", "7-42"], prog_name="splitferry")
     assert outcome.exit_code == 1
     assert "request 7-42: no result is recorded yet; `splitferry status` shows" in outcome.stderr
+
+
+async def test_what_a_folder_hides_is_told_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it is not known, so the command may not say that all is done."""
+    (tmp_path / "open").touch()
+    (tmp_path / "shut").mkdir()
+    scan = os.scandir
+
+    def scandir(path: Path) -> Any:
+        return failing(errno.EACCES)() if path.name == "shut" else scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found, hidden = await items_of([str(tmp_path)], None, Block.FILE)
+    assert (found.unique_id, hidden.unique_id) == ("open", "shut")
+    with pytest.raises(SourceError, match="shut cannot be listed: Permission denied"):
+        hidden.source(Block.FILE)
+
+
+async def test_a_file_may_be_called_as_standard_input_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").touch()
+    assert await items_of(["./-"], None, Block.FILE) == [Item(Path("-"), "-")]
+    assert await items_of(["-"], "name", Block.FILE) == [Item(None, "name")]
 
 
 def test_the_bars_of_send_count_in_one_unit() -> None:

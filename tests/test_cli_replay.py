@@ -74,8 +74,8 @@ def test_a_report_for_people_names_what_they_ask_for() -> None:
         ONE, Outcome.INCOMPLETE, 0, 1, None, "a", 1, Block.FILE, missing=[*missing, (900, None)]
     )
     assert text_of(open_).plain == (
-        "incomplete 7-42  a v1  partition 0 offsets 1 to …  missing bytes 0 to 49, 100 to 149, "
-        "200 to 249, 300 to 349, 400 to 449 and 3 more"
+        "incomplete 7-42  a v1  partition 0 offsets 1 to …  missing 0 to 50, 100 to 150, "
+        "200 to 250, 300 to 350, 400 to 450 and 3 more"
     )
     assert text_of(Report(ONE, Outcome.UNKNOWN, reason="why")).plain == "unknown    7-42  why"
 
@@ -84,7 +84,7 @@ def test_a_report_for_programs_has_every_range(capsys: pytest.CaptureFixture[str
     with Account(Output(as_json=True), set()) as account:
         account.report(WHOLE)
         account.note(None, "good to know")
-    account.close()
+    account.conclude()
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert told == [
         {
@@ -120,10 +120,10 @@ def test_what_counts_as_there(outcome: Outcome, of_all: bool, by_id: bool) -> No
         account = Account(Output(as_json=True), asked)
         account.report(Report(ONE, outcome))
         if there:
-            account.close()
+            account.conclude()
         else:
             with pytest.raises(Failure, match="1 request is not there"):
-                account.close()
+                account.conclude()
 
 
 def test_a_partition_that_could_not_be_read_is_a_failure() -> None:
@@ -131,7 +131,7 @@ def test_a_partition_that_could_not_be_read_is_a_failure() -> None:
     account.report(WHOLE)
     account.trouble(2, "the leader is away")
     with pytest.raises(Failure, match="1 partition could not be read to the end"):
-        account.close()
+        account.conclude()
 
 
 def test_the_bar_shows_bytes_rate_and_what_remains(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def seen(owner: str | None, status: Status | None = None) -> Look:
         ONE, 3, "a", 1, "file", status, None, 40, 20, [(20, 40)], 1, opened_at=0, grown_at=0
     )
     view = SurveyedPartition(0, 3, 0, 5, 5, 3, 5, 1, 0, holder, [holder])
-    return Look([view], Members("Stable", 1, {} if owner is None else {0: owner}))
+    return Look([view], Members(1, {} if owner is None else {0: owner}))
 
 
 @pytest.mark.parametrize("status", [None, Status.COMPLETED])

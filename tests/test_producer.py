@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 import splitferry_producer
+from failing import failing
 from splitferry_producer import (
     ConnectionSettings,
     DeliveryFailed,
@@ -36,6 +39,7 @@ from splitferry_producer import (
 )
 from splitferry_producer.cluster import explain
 from splitferry_producer.flow import Allowance, ByteBudget
+from splitferry_producer.sending import Link
 from splitferry_protocol.rights import TOPIC, Right
 
 
@@ -165,9 +169,8 @@ async def test_certificate_files_that_cannot_be_used_are_named(tmp_path: Path) -
         (kafka.ClusterAuthorizationFailedError(), MissingRights, "IdempotentWrite on cluster"),
         (kafka.UnknownTopicOrPartitionError(), UnknownTopic, "splitferry topics create"),
         (kafka.SaslAuthenticationFailed("no"), LoginRefused, "check the user name"),
-        (kafka.MessageSizeTooLargeError(), DeliveryFailed, "max.message.bytes"),
         (kafka.KafkaConnectionError("gone"), NoBroker, "check that it is up"),
-        (kafka.OutOfOrderSequenceNumber(), DeliveryFailed, "send it again"),
+        (kafka.LeaderNotAvailableError(), ProducerError, "topic t cannot be used now: "),
         (NoBroker("as it is"), NoBroker, "as it is"),
     ],
 )
@@ -178,6 +181,19 @@ def test_kafkas_errors_become_ours(
     assert type(made) is expected
     assert told in made.message
     assert "\n" not in made.message
+
+
+async def test_a_record_that_is_not_taken_says_what_to_do() -> None:
+    link = Link({"bootstrap_servers": "a:1"}, "t", 1000, 1.0)
+    for error, told in (
+        (kafka.MessageSizeTooLargeError(), "raise its max.message.bytes"),
+        (kafka.OutOfOrderSequenceNumber(), "did not take a record for topic t: .*; send it again"),
+    ):
+        made = link._explain(error)
+        assert type(made) is DeliveryFailed
+        assert re.search(told, made.message)
+    assert type(link._explain(kafka.KafkaConnectionError("gone"))) is NoBroker
+    await link.close()
 
 
 async def test_no_broker_is_told_with_its_cause(tmp_path: Path) -> None:
@@ -233,11 +249,24 @@ async def test_a_folder_that_cannot_be_listed_says_so(tmp_path: Path) -> None:
         await list_folder(tmp_path / "none")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
-async def test_a_folder_inside_that_cannot_be_listed_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "shut").mkdir(mode=0)
-    listing = await list_folder(tmp_path)
-    assert listing.skipped == ((tmp_path / "shut", "cannot be listed: Permission denied"),)
+async def test_a_folder_inside_that_cannot_be_listed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open/file").touch()
+    (tmp_path / "shut").mkdir()
+    scan = os.scandir
+
+    def scandir(path: Path) -> Any:
+        return failing(errno.EACCES)() if path.name == "shut" else scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with capture_logs() as logs:
+        listing = await list_folder(tmp_path)
+    assert [file.unique_id for file in listing.files] == ["open/file"]
+    assert listing.skipped == ()
+    assert listing.unreadable == ((tmp_path / "shut", "cannot be listed: Permission denied"),)
+    assert len(logs) == 1
 
 
 def test_all_that_is_exported_is_there() -> None:

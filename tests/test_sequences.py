@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from failing import failing
 from splitferry_producer import StateError
 from splitferry_producer.sequences import BLOCK, Sequences, floor_at, now_ms
 from splitferry_protocol.ids import U32_MAX, U64_MAX
@@ -148,6 +150,20 @@ async def test_a_given_node_id_needs_its_state(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="leave the node id out"):
         await Sequences(7, tmp_path / "file").open()
+
+
+async def test_a_state_that_cannot_be_kept_any_more_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up meets whoever needs the next block, in the middle of a folder."""
+    sequences = Sequences(None, tmp_path)
+    node = await sequences.open()
+    await take(sequences, BLOCK)
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    with pytest.raises(StateError, match=f"the sequences of node {node} .*No space left"):
+        await sequences.next()
+    monkeypatch.undo()
+    await sequences.next()
 
 
 @pytest.mark.parametrize("content", [b"", b"12", b"-3\n", b"abc\n", b"9" * 30 + b"\n", b"1 2\n"])

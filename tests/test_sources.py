@@ -157,10 +157,23 @@ async def test_a_closed_file_leaves_no_descriptor(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     await parts_of(source, 1)
     # A cancelled open may come to its thread after the close: it must not open any more.
-    await source.open()
+    with pytest.raises(SourceError, match="was sent before"):
+        await source.open()
     assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(SourceError, match="not open"):
         await source.read(0, 1, hashlib.sha256())
+
+
+@pytest.mark.parametrize("parts", [1, 3], ids=["in its middle", "at its end"])
+async def test_a_stream_that_was_sent_is_not_sent_again(parts: int) -> None:
+    """The second time it would be empty: an empty item over the one that was published."""
+    source = StreamSource(trickle([b"a", b"b", b"c"]))
+    await source.open()
+    for _ in range(parts):
+        await source.read(0, 1, hashlib.sha256())
+    await source.close()
+    with pytest.raises(SourceError, match=r"stream was sent before: .* make a new one"):
+        await source.open()
 
 
 async def trickle(chunks: list[bytes]) -> AsyncIterator[bytes]:

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 
 import click
-from aiokafka import AIOKafkaProducer
 
-from splitferry_producer.cluster import explained
-from splitferry_protocol.codec import crc_header, encode_abort
+from splitferry_producer.cluster import client_options
+from splitferry_producer.sending import Link
+from splitferry_producer.splitting import TOPIC_DEFAULT
+from splitferry_protocol.codec import encode_abort
 from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.errors import BatchTransferNotFound
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Abort, Result, Status
-from splitferry_protocol.rights import TOPIC, Right
 
 from .cluster import administration, ends
 from .command import Command, Common, run
@@ -23,6 +23,9 @@ from .lookup import open_in, recorded_results, results_from
 from .options import option
 from .topic_rules import Names
 from .values import Request, Seconds
+
+WRITE_BOUND = 15.0
+"""Seconds for the brokers to confirm an abort record."""
 
 
 @click.command(
@@ -97,14 +100,10 @@ async def _result_ends(connection: ConnectionSettings, names: Names) -> dict[int
 async def write(
     connection: ConnectionSettings, topic: str, partition: int, request: RequestId, value: bytes
 ) -> None:
-    """Write an encoded abort record of `request`. Raises ProducerError."""
-    options = await asyncio.to_thread(connection.client_options)
-    producer = AIOKafkaProducer(**options, enable_idempotence=True)
+    """Write an encoded abort record of `request`, within some 30 s. Raises ProducerError."""
+    link = Link(await client_options(connection), topic, TOPIC_DEFAULT, WRITE_BOUND)
+    await link.start()
     try:
-        async with explained(options, Right("Write", TOPIC, topic)):
-            await producer.start()
-            await producer.send_and_wait(
-                topic, value, request.key, partition, headers=[crc_header(value)]
-            )
+        await (await link.send(request, value, partition))
     finally:
-        await producer.stop()
+        await link.close()

@@ -154,8 +154,9 @@ class LocalBroker:
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise BrokerUnavailable(
-                        f"{self.data} is in use by another broker: stop that one, "
-                        "or choose another folder with --data"
+                        f"{self.data} is in use by another broker: stop that one (what is "
+                        f"left of a killed one ends within {STOP_SECONDS} s), or choose another "
+                        "folder with --data"
                     ) from None
             time.sleep(0.1)
 

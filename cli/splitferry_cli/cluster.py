@@ -51,12 +51,10 @@ class Members:
     """Who is in a group.
 
     Attributes:
-        state: Kafka's word for it; `Dead` or `Empty` without members.
         count: how many there are.
         owners: the address of the one that each partition of the topic is assigned to.
     """
 
-    state: str
     count: int
     owners: Mapping[int, str]
 
@@ -175,7 +173,7 @@ class Cluster:
             if name == topic
             for partition in partitions
         }
-        return Members(answer["state"], len(answer["members"]), owners)
+        return Members(len(answer["members"]), owners)
 
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         """The group's committed offset by partition, where there is one."""

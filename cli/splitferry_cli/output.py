@@ -94,6 +94,13 @@ def local_time(moment: int) -> str:
         return str(moment)  # whoever wrote the record chose it, and no calendar has it
 
 
+def ranges(missing: Sequence[tuple[int, int | None]], count: int) -> str:
+    """`50 to 100, 200 to the end` (first byte, first byte after), of `count` ranges."""
+    shown = ", ".join(f"{start} to {'the end' if end is None else end}" for start, end in missing)
+    left = count - len(missing)
+    return f"{shown} and {left} more" if left > 0 else shown
+
+
 def counted(number: int, one: str, many: str) -> str:
     """`1 item`, `2 items`."""
     return f"{number} {one if number == 1 else many}"

@@ -28,7 +28,7 @@ from .bars import Shown
 from .command import Command, Common, run
 from .failures import Failure
 from .options import option
-from .output import Output, counted, human_size, printable
+from .output import Output, counted, human_size, printable, ranges
 from .values import Moment, PartitionOffset, Request
 
 WRITERS = 8
@@ -127,7 +127,7 @@ def replay(
             run(_replay(common, source, requests, bounds, to, account))
         except (TransportError, TargetUnusable, Condemned) as problem:
             raise Failure(str(problem)) from problem
-    account.close()
+    account.conclude()
 
 
 def _bounds(
@@ -247,7 +247,7 @@ class Account(Shown):
 
     # ---- the end
 
-    def close(self) -> None:
+    def conclude(self) -> None:
         """Tell the sum. Raises Failure when something that was asked for is not there."""
         told = ", ".join(f"{n} {outcome}" for outcome, n in self._outcomes.most_common())
         self._output.tell(
@@ -301,17 +301,9 @@ def text_of(report: Report) -> Text:
         last = "…" if report.last is None else report.last
         text.append(f"  partition {report.partition} offsets {report.first} to {last}", "dim")
     if report.missing:
-        text.append(f"  missing bytes {_ranges(report.missing)}")
+        text.append(f"  missing {ranges(report.missing[:SHOWN], len(report.missing))}")
     if report.reason is not None:
         text.append(f"  {printable(report.reason)}")
     if report.outcome in THERE and not report.recorded:
         text.append("  no result is recorded")
     return text
-
-
-def _ranges(missing: Sequence[tuple[int, int | None]]) -> str:
-    shown = [
-        f"{start} to {'the end' if end is None else end - 1}" for start, end in missing[:SHOWN]
-    ]
-    more = len(missing) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")

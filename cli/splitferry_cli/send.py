@@ -19,6 +19,7 @@ from splitferry_producer import (
     Producer,
     ProducerError,
     Sent,
+    SourceError,
     StreamSource,
     list_folder,
 )
@@ -40,8 +41,13 @@ class Item:
 
     path: Path | None
     unique_id: str
+    problem: str | None = None
+    """Why it cannot be: a folder in a folder, which nobody may list."""
 
     def source(self, block: Block) -> DataItemSource:
+        """Raises SourceError."""
+        if self.problem is not None:
+            raise SourceError(str(self.path), self.problem)
         if self.path is None:
             return StreamSource(sys.stdin.buffer, block, "standard input")
         return FileSource(self.path, block)
@@ -169,23 +175,30 @@ async def items_of(paths: Sequence[str], unique_id: str | None, block: Block) ->
         click.UsageError: an argument is not there, or the names do not fit.
     """
     items: list[Item] = []
-    for path in map(Path, paths):
-        if str(path) == "-":
+    for given, path in zip(paths, map(Path, paths), strict=True):
+        if given == "-":  # and not ./-
             if unique_id is None:
                 raise click.UsageError("standard input has no name: give it one with --unique-id")
             items.append(Item(None, unique_id))
         elif await asyncio.to_thread(path.is_dir):
             if unique_id is not None:
                 raise click.UsageError(f"--unique-id is for a single item, {path} is a folder")
-            items += [Item(file.path, file.unique_id) for file in (await list_folder(path)).files]
+            listing = await list_folder(path)
+            items += [Item(file.path, file.unique_id) for file in listing.files]
+            items += [
+                Item(below, below.relative_to(path).as_posix(), cause)
+                for below, cause in listing.unreadable
+            ]
         elif await asyncio.to_thread(path.exists):
-            items.append(Item(path, unique_id or path.absolute().name))
+            items.append(Item(path, unique_id or (await asyncio.to_thread(path.absolute)).name))
         else:
             raise click.UsageError(f"{path} does not exist")
     if unique_id is not None and len(items) > 1:
         raise click.UsageError(f"--unique-id is for a single item, these are {len(items)}")
     named: dict[str, Item] = {}
     for item in items:
+        if item.problem is not None:
+            continue
         problem = path_problem(item.unique_id) if block is Block.FILE else None
         if problem is not None:
             raise click.UsageError(
@@ -271,7 +284,7 @@ def _fields(
     sha256: bytes | None = None,
     error: ProducerError | None = None,
 ) -> dict[str, Any]:
-    """For programs, the same keys as a result has."""
+    """For programs, keys that a result has, too (CLI, `--json`)."""
     return {
         "request": request,
         "unique_id": item.unique_id,

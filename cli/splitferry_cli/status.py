@@ -27,7 +27,7 @@ from .cluster import Cluster, Members, administration
 from .command import Command, Common, run
 from .failures import Failure, explain
 from .options import option
-from .output import Output, human_size, local_time, printable
+from .output import Output, human_size, local_time, printable, ranges
 from .values import Seconds
 
 ARRIVING_MS = 60_000
@@ -347,7 +347,7 @@ class _Row:
         total = "an unknown size" if one.total is None else human_size(one.total)
         text.append(f"  {human_size(one.received)} of {total}")
         if one.missing and one.status is None:
-            text.append(f"  missing {_ranges(one)}")
+            text.append(f"  missing {ranges(one.missing, one.gaps)}")
         text.append(f"  last new bytes {_span(self.now - one.grown_at)} ago", style="dim")
         text.append(f"  {printable(one.unique_id)} v{one.version}")
         if one.cause is not None:
@@ -385,15 +385,6 @@ def _request(one: SurveyedRequest) -> dict[str, Any]:
         "opened_at": one.opened_at,
         "grown_at": one.grown_at,
     }
-
-
-def _ranges(one: SurveyedRequest) -> str:
-    """`50 to 100, 200 to the end`: first byte, first byte after."""
-    shown = ", ".join(
-        f"{start} to {'the end' if end is None else end}" for start, end in one.missing
-    )
-    left = one.gaps - len(one.missing)
-    return f"{shown} and {left} more" if left > 0 else shown
 
 
 def _now() -> int:

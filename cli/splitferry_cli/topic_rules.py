@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitferry_protocol.records import HEADER_MAX
+from splitferry_producer.splitting import DEFAULT_SIZE, OVERHEAD, TOPIC_DEFAULT
 
-OVERHEAD = 1024 * 1024
-"""Room beside the payload for header, key, record headers and Kafka's batch, in bytes."""
-DEFAULT_SPLIT = 512 * 1024
-"""Payload bytes that the splits topic must take: the producer's default split."""
+ROOM = 1024 * 1024
+"""Bytes beside the payload that a topic is made with: more than the producer's OVERHEAD, so that
+it need not be altered for whatever comes to need some."""
 DEAD_LETTER_EXTRA = 64 * 1024
 RESULT_BYTES = 64 * 1024
 DAY_MS = 24 * 3600 * 1000
@@ -61,7 +60,7 @@ class Topic:
 
     @property
     def record_bytes(self) -> int:
-        return self.number("max.message.bytes", 1_048_588)
+        return self.number("max.message.bytes", TOPIC_DEFAULT)
 
     @property
     def retention_ms(self) -> float:
@@ -101,7 +100,7 @@ def wanted_settings(
     names: Names, split_size_max: int, replication: int = 1
 ) -> dict[str, list[Setting]]:
     """Settings by topic, for splits with up to `split_size_max` bytes of payload."""
-    splits = split_size_max + OVERHEAD
+    splits = split_size_max + ROOM
     common = [
         Setting(
             "cleanup.policy",
@@ -179,7 +178,7 @@ def findings(
     servers: str,
     *,
     brokers: int = 1,
-    split_size: int = DEFAULT_SPLIT,
+    split_size: int = DEFAULT_SIZE,
 ) -> list[Finding]:
     """All that is to be said of the topics, in their order.
 
@@ -318,12 +317,12 @@ class _Check:
     # ---- the splits, the results, and both
 
     def _splits(self, splits: Topic) -> Iterator[Finding]:
-        if splits.record_bytes < self.split_size + 2 * HEADER_MAX:
+        if splits.record_bytes < self.split_size + OVERHEAD:
             yield Finding(
                 splits.name,
                 f"takes records of {splits.record_bytes} bytes only: too small for splits of "
                 f"{self.split_size} bytes",
-                self._alter(splits, "max.message.bytes", self.split_size + OVERHEAD),
+                self._alter(splits, "max.message.bytes", self.split_size + ROOM),
             )
         compression = splits.settings.get("compression.type", "producer")
         if compression != "producer":
@@ -356,7 +355,7 @@ class _Check:
             yield Finding(
                 results.name,
                 f"takes records of {results.record_bytes} bytes only: too small for results",
-                self._alter(results, "max.message.bytes", OVERHEAD),
+                self._alter(results, "max.message.bytes", ROOM),
             )
         if results.number("retention.bytes", -1) >= 0:
             yield Finding(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import click
 
+from splitferry_producer.splitting import DEFAULT_SIZE
 from splitferry_protocol.records import PAYLOAD_MAX
 
 from .cluster import Cluster, administration
@@ -14,7 +15,6 @@ from .command import Command, Common, Group, run
 from .failures import Failure
 from .options import option
 from .topic_rules import (
-    DEFAULT_SPLIT,
     REPLICAS,
     Finding,
     Names,
@@ -92,7 +92,7 @@ def create(
 @option(
     "--split-size",
     type=ByteSize(1, PAYLOAD_MAX),
-    default=f"{DEFAULT_SPLIT // 1024}KiB",
+    default=f"{DEFAULT_SIZE // 1024}KiB",
     help="Payload of a split that the topics have to take.",
 )
 @option("--explain/--no-explain", help="Say what each setting is for.")
@@ -143,7 +143,7 @@ async def _create(
                 {"topic": name, "created": name in made, "partitions": topic.partitions},
                 f"{said:<9} {name}, {topic.partitions} partitions",
             )
-    await _check(common, DEFAULT_SPLIT, explain, split_size_max)
+    await _check(common, DEFAULT_SIZE, explain, split_size_max)
 
 
 async def _described(cluster: Cluster, names: Names) -> dict[str, Topic]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -18,9 +17,6 @@ from splitferry_protocol.records import Abort
 from .abort import write
 from .failures import Failure
 from .workers import Supervisor
-
-ABORT_BOUND = 15.0
-"""Seconds in which a broker has to take an abort record."""
 
 
 class Address(NamedTuple):
@@ -88,12 +84,7 @@ async def web_page(
     async def abort(request: RequestId, partition: int, reason: str) -> None:
         value = encode_abort(Abort(request, reason))
         try:
-            async with asyncio.timeout(ABORT_BOUND):
-                await write(settings.connection, settings.splits_topic, partition, request, value)
-        except TimeoutError as error:
-            raise ActionFailed(
-                f"no broker took the abort record within {ABORT_BOUND:g} s; it may come yet"
-            ) from error
+            await write(settings.connection, settings.splits_topic, partition, request, value)
         except (ProducerError, OSError) as error:
             raise ActionFailed(str(error)) from error
 

@@ -20,7 +20,6 @@ from splitferry_protocol.reach import why_unreachable
 from splitferry_protocol.rights import Right
 
 from .errors import (
-    DeliveryFailed,
     LoginRefused,
     MissingRights,
     NoBroker,
@@ -131,11 +130,6 @@ def explain(error: BaseException | None, servers: str, wanted: Right) -> Produce
                 f"the broker refuses the login ({error}): check the user name, the password "
                 "and the SASL mechanism"
             )
-        case kafka.MessageSizeTooLargeError() | kafka.RecordListTooLargeError():
-            return DeliveryFailed(
-                f"topic {topic} does not take splits of this size any more: "
-                "raise its max.message.bytes, or give a smaller split size"
-            )
         case (
             kafka.KafkaConnectionError()
             | kafka.NodeNotReadyError()
@@ -143,5 +137,8 @@ def explain(error: BaseException | None, servers: str, wanted: Right) -> Produce
             | kafka.KafkaTimeoutError()
         ):
             return NoBroker(f"no broker of {servers} answers ({error}): check that it is up")
-    said = str(error) or type(error).__name__
-    return DeliveryFailed(f"Kafka did not take a record for topic {topic}: {said}; send it again")
+    return ProducerError(f"topic {topic} cannot be used now: {said(error)}; try again")
+
+
+def said(error: BaseException | None) -> str:
+    return str(error) or type(error).__name__

@@ -73,18 +73,15 @@ class ItemTooLarge(ProducerError):
 
 
 class TimedOut(ProducerError, TimeoutError):
-    """No result in time; an abort record was sent.
+    """No result in time; the message tells whether an abort record was sent.
 
     Attributes:
-        request: the request that was aborted.
+        request: the request without a result.
         timeout: s that were waited.
     """
 
-    def __init__(self, request: RequestId, timeout: float) -> None:
-        super().__init__(
-            f"request {request} has no result after {timeout:g} s and was aborted: "
-            "check that a consumer runs, or give a longer timeout"
-        )
+    def __init__(self, request: RequestId, timeout: float, state: str) -> None:
+        super().__init__(f"request {request} has no result after {timeout:g} s; {state}")
         self.request = request
         self.timeout = timeout
 

@@ -35,14 +35,16 @@ class Listing:
 
     Attributes:
         files: what can be sent. Whether it can be read shows when it is sent.
-        skipped: path and cause of what cannot be: symbolic links (what they point to may lie
+        skipped: path and cause of what is left out: symbolic links (what they point to may lie
             outside, or be sent already), sockets, FIFOs, devices, names that a consumer refuses
-            (not UTF-8, too long, in `.splitferry/`), folders that cannot be listed. Each was
-            logged as a warning.
+            (not UTF-8, too long, in `.splitferry/`). Each was logged as a warning.
+        unreadable: path and cause of folders that cannot be listed, logged likewise: what is in
+            them is not known.
     """
 
     files: tuple[FolderFile, ...]
     skipped: tuple[tuple[Path, str], ...]
+    unreadable: tuple[tuple[Path, str], ...] = ()
 
 
 async def list_folder(folder: str | os.PathLike[str]) -> Listing:
@@ -52,7 +54,7 @@ async def list_folder(folder: str | os.PathLike[str]) -> Listing:
         SourceError: the folder itself cannot be listed.
     """
     listing = await asyncio.to_thread(_list, Path(folder))
-    for path, cause in listing.skipped:
+    for path, cause in (*listing.skipped, *listing.unreadable):
         # A name that is not UTF-8 is shown with replacement characters.
         _log.warning("not sent", path=os.fsencode(path).decode(errors="replace"), cause=cause)
     return listing
@@ -61,6 +63,7 @@ async def list_folder(folder: str | os.PathLike[str]) -> Listing:
 def _list(root: Path) -> Listing:
     files: list[FolderFile] = []
     skipped: list[tuple[Path, str]] = []
+    unreadable: list[tuple[Path, str]] = []
     folders = [root]
     while folders:
         folder = folders.pop()
@@ -71,7 +74,7 @@ def _list(root: Path) -> Listing:
             cause = f"cannot be listed: {error.strerror}"
             if folder is root:
                 raise SourceError(str(root), cause) from error
-            skipped.append((folder, cause))
+            unreadable.append((folder, cause))
             continue
         for entry in entries:
             path = Path(entry.path)
@@ -86,5 +89,4 @@ def _list(root: Path) -> Listing:
             else:
                 files.append(FolderFile(path, unique_id))
     files.sort(key=lambda file: file.unique_id.encode())
-    skipped.sort()
-    return Listing(tuple(files), tuple(skipped))
+    return Listing(tuple(files), tuple(sorted(skipped)), tuple(sorted(unreadable)))

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import structlog
 
 from splitferry_protocol.allocation import keep_freed_memory
 from splitferry_protocol.codec import encode_abort, encode_split
 from splitferry_protocol.connection import ConnectionSettings
+from splitferry_protocol.errors import cut
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.partitioning import partition_for
 from splitferry_protocol.paths import path_problem
@@ -33,15 +34,21 @@ from .splitting import TOPIC_DEFAULT, Piece, SplitSizes, pieces, read_ahead
 
 _log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 MEMORY = 32 * 1024 * 1024
 _MEMORY_MAX = 64 * 1024 * 1024
 """A produce request may hold all bytes in flight; a broker takes 100 MiB in one by default."""
 STALL_TIMEOUT = 120.0
 """Seconds, as Kafka's own `delivery.timeout.ms`."""
 _SENDING_MAX = 16
-"""Requests of known size that send at once. Each has at most some 8,000 splits, so that even in
-one partition all of them end well within the horizon of the first."""
+"""Requests of known size that send at once. With the sizes that are chosen here each has at most
+some 8,000 splits, so that even in one partition all of them end well within the horizon of the
+first."""
 _ABORT_TIMEOUT = 5.0
+_END_TIMEOUT = 2 * _ABORT_TIMEOUT
+"""Seconds that requests have to end in when the producer is closed."""
+_CLOSED = "the producer was closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ class Sent:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One request from its opening to its end. `begun`: a record of it may be on the topic."""
+    """One request from its opening to its end."""
 
     id: RequestId
     link: Link
@@ -75,6 +82,9 @@ class _Request:
     labels: Mapping[str, str] | None
     reply: bytes | None
     begun: bool = False
+    """Whether a record of it may be on the topic."""
+    bound: asyncio.Timeout | None = None
+    """Ends it, while it is sent or waited for."""
 
     def split(self, piece: Piece) -> Split:
         first = piece.index == 0
@@ -99,7 +109,8 @@ class Producer:
     Args:
         node_id: u32; None: this user's own on this machine, drawn once (see `Sequences`).
         split_size: bytes of every split's payload; None: 512 KiB, more for large items, as far
-            as the topic takes it.
+            as the topic takes it. A small one for large items may need more splits than the
+            consumers' horizon allows.
         group: the consumer group whose results count; None: the first result that comes.
         memory: bytes that all requests together may hold between source and confirmation: 32 MiB
             unless told, at most 64 MiB. A stream holds one split more.
@@ -146,8 +157,9 @@ class Producer:
         self._max_message_bytes = TOPIC_DEFAULT
         self._link: asyncio.Task[Link] | None = None
         self._reader: asyncio.Task[ResultReader] | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
         self._open: set[_Request] = set()
+        self._all_ended = asyncio.Event()
         self._closed = False
         self.node_id: int
         self._sizes: SplitSizes
@@ -184,9 +196,13 @@ class Producer:
         """Disconnect, within some 15 s. Requests still sent or waited for are aborted and fail."""
         self._closed = True
         for request in self._open:
-            if request.begun:
-                request.begun = False  # it is not aborted again when its `send` fails
-                self._in_background(self._send_abort(request, "the producer was closed"))
+            if request.bound is not None and not request.bound.expired():
+                request.bound.reschedule(asyncio.get_running_loop().time())
+        if self._open:
+            self._all_ended.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_END_TIMEOUT):
+                    await self._all_ended.wait()
         if self._background:
             await asyncio.wait(self._background)
         link, self._link = self._link, None
@@ -262,7 +278,7 @@ class Producer:
             labels: handed through to the result; at most 16 pairs and 2 KiB.
             wait: wait for the result; otherwise only until the broker has every split.
             timeout: s from the opening of the request; None: no limit.
-            progress: told the bytes of each split when the broker has it.
+            progress: told the bytes of each split when the broker has it, until `send` ends.
             reply: correlation token, 1 to 256 bytes, handed through to the result.
 
         Returns:
@@ -333,27 +349,30 @@ class Producer:
 
         def confirm(size: int, confirmed: asyncio.Future[None]) -> None:
             self._budget.release(size)
-            if confirmed.exception() is None:
+            if confirmed in due and confirmed.exception() is None:
                 due.discard(confirmed)
                 if progress is not None:
                     progress(size)
 
-        with Allowance(self._budget) as allowance:
-            made = read_ahead(pieces(source, self._sizes, allowance.admit))
-            async with contextlib.aclosing(made):
-                async for piece in made:
-                    value = encode_split(request.split(piece))
-                    size = len(piece.payload)
-                    request.begun = True
-                    confirmed = await request.link.send(request.id, value, request.partition)
-                    allowance.hand_over(size)
-                    due.add(confirmed)
-                    confirmed.add_done_callback(partial(confirm, size))
-        # Not gather: cancelled, it would cancel the confirmations, which release the memory.
-        while due:
-            done, _ = await asyncio.wait(due, return_when=asyncio.FIRST_EXCEPTION)
-            for confirmed in done:
-                confirmed.result()
+        try:
+            with Allowance(self._budget) as allowance:
+                made = read_ahead(pieces(source, self._sizes, allowance.admit))
+                async with contextlib.aclosing(made):
+                    async for piece in made:
+                        value = encode_split(request.split(piece))
+                        size = len(piece.payload)
+                        request.begun = True
+                        confirmed = await request.link.send(request.id, value, request.partition)
+                        allowance.hand_over(size)
+                        due.add(confirmed)
+                        confirmed.add_done_callback(partial(confirm, size))
+            # Not gather: cancelled, it would cancel the confirmations, which release the memory.
+            while due:
+                done, _ = await asyncio.wait(due, return_when=asyncio.FIRST_EXCEPTION)
+                for confirmed in done:
+                    confirmed.result()
+        finally:
+            due.clear()  # What is confirmed later is no progress of a request that has ended.
         assert piece.total is not None
         assert piece.sha256 is not None
         return Sent(
@@ -373,37 +392,53 @@ class Producer:
         self._open.add(request)
         try:
             async with asyncio.timeout(timeout) as bound:
-                yield
+                request.bound = bound
+                try:
+                    yield
+                finally:
+                    request.bound = None
         except BaseException as error:
             timed_out = isinstance(error, TimeoutError) and bound.expired()
             if timed_out:
-                reason = f"no result within {timeout} s"
+                reason = _CLOSED if self._closed else f"no result within {timeout} s"
             elif isinstance(error, ProducerError):
                 reason = f"the producer failed: {error}"
             else:
                 reason = "the producer was interrupted"
+            state = "nothing of it was sent: give a longer timeout"
             if request.begun:
                 # Shielded from the next cancellation: `close` waits for what is left of it.
-                await asyncio.shield(self._in_background(self._send_abort(request, reason)))
+                aborting = self._in_background(self._send_abort(request, reason))
+                state = await asyncio.shield(aborting)
             if timed_out:
-                raise TimedOut(request.id, timeout or 0) from None
+                if self._closed:
+                    raise ProducerError(f"{_CLOSED} before the result came") from None
+                raise TimedOut(request.id, timeout or 0, state) from None
             raise
         finally:
             self._open.discard(request)
+            if not self._open:
+                self._all_ended.set()
 
-    async def _send_abort(self, request: _Request, reason: str) -> None:
-        told = reason.encode()[:REASON_MAX].decode(errors="ignore")
+    async def _send_abort(self, request: _Request, reason: str) -> str:
+        """Returns what became of it, for people."""
+        told = cut(reason, REASON_MAX)
         try:
             async with asyncio.timeout(_ABORT_TIMEOUT):
                 value = encode_abort(Abort(request.id, told))
                 # Behind the splits on their own link, if that is still good.
                 link = await self._connected() if request.link.failed else request.link
                 await (await link.send(request.id, value, request.partition))
+                return "it was aborted: check that a consumer runs, or give a longer timeout"
         except (ProducerError, TimeoutError) as error:
             _log.warning(
                 "no abort record could be sent: the request ends at the consumer's idle timeout",
                 request=str(request.id),
                 cause=str(error) or "the broker did not confirm it in time",
+            )
+            return (
+                "it ends at the consumer's idle timeout, as no abort record could be sent: check "
+                "that the brokers answer"
             )
 
     async def abort(
@@ -450,7 +485,7 @@ class Producer:
                 await (await link.send(request, value, partition))
                 return await result
         except TimeoutError:
-            raise TimedOut(request, timeout or 0) from None
+            raise TimedOut(request, timeout or 0, "most likely it was not open") from None
         finally:
             reader.forget(request)
 
@@ -494,7 +529,7 @@ class Producer:
         await reader.start()
         return reader
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

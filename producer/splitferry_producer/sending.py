@@ -20,7 +20,7 @@ from splitferry_protocol.records import PAYLOAD_MAX
 from splitferry_protocol.rights import TOPIC, Right
 
 from .client import idempotent_producer
-from .cluster import START_TIMEOUT, explain, explained
+from .cluster import START_TIMEOUT, explain, explained, said
 from .errors import DeliveryFailed, NoBroker, ProducerError
 
 STOP_TIMEOUT = 5.0
@@ -156,7 +156,18 @@ class Link:
         )
 
     def _explain(self, error: BaseException) -> ProducerError:
-        return explain(error, self._options["bootstrap_servers"], self._wanted)
+        """Why a record was not taken."""
+        if isinstance(error, kafka.MessageSizeTooLargeError | kafka.RecordListTooLargeError):
+            return DeliveryFailed(
+                f"topic {self._topic} does not take splits of this size any more: "
+                "raise its max.message.bytes, or give a smaller split size"
+            )
+        explained = explain(error, self._options["bootstrap_servers"], self._wanted)
+        if type(explained) is ProducerError:
+            return DeliveryFailed(
+                f"Kafka did not take a record for topic {self._topic}: {said(error)}; send it again"
+            )
+        return explained
 
     def _fail(self, error: ProducerError) -> ProducerError:
         """The first failure is the link's end: whatever is still due fails with it."""

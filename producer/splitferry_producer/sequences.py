@@ -97,7 +97,10 @@ class Sequences:
         async with self._lock:
             # A forked child has its parent's block in memory: it must not use it.
             if self._next == self._end or self._process != os.getpid():
-                await asyncio.to_thread(self._reserve)
+                try:
+                    await asyncio.to_thread(self._reserve)
+                except OSError as error:
+                    raise self._unusable(error) from error
             given = self._next
             self._next += 1
             return given
@@ -125,7 +128,7 @@ class Sequences:
         if isinstance(error, StateError):
             return error
         return StateError(
-            f"the sequences of node {self._given} cannot be kept in {self._directory} "
+            f"the sequences of node {self._node_id} cannot be kept in {self._directory} "
             f"({error.strerror or error}): make it writable, choose another state directory, "
             "or leave the node id out"
         )

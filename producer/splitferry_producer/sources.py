@@ -131,7 +131,7 @@ class FileSource(DataItemSource):
     def _open(self) -> None:
         with self._lock:
             if self._closed:
-                return
+                raise _sent_before(self.name)
             try:
                 # Not blocking: opening a FIFO without a writer would wait for one.
                 self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -219,12 +219,18 @@ class StreamSource(DataItemSource):
         self._held: list[Any] = []
         self._held_size = 0
         self._ended = False
+        self._closed = False
         self.block = block
         self.name = name
 
     @property
     def size(self) -> None:
         return None
+
+    async def open(self) -> None:
+        # Its end would be found at once, and an empty item go over the one that was published.
+        if self._closed:
+            raise _sent_before(self.name)
 
     async def read(self, offset: int, length: int, digest: Hash) -> tuple[bytes, bool]:
         # Whether these bytes are the last is known only when one more has come, or the end:
@@ -260,6 +266,7 @@ class StreamSource(DataItemSource):
         return data
 
     async def close(self) -> None:
+        self._closed = True
         with contextlib.suppress(RuntimeError):  # a generator that a cancelled read left running
             await self._chunks.aclose()
         self._held.clear()
@@ -302,6 +309,10 @@ async def _readable(descriptor: int) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(descriptor)
+
+
+def _sent_before(name: str) -> SourceError:
+    return SourceError(name, "was sent before: a source is read once, make a new one")
 
 
 def _reason(error: Exception) -> str:

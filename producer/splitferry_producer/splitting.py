@@ -29,7 +29,7 @@ _STEP = 4096
 _GROW_EVERY = 1_000
 """Splits of a stream after which they double: 8,000 of them hold 48 GiB where the topic takes
 16 MiB, and a short stream stays with small ones."""
-_OVERHEAD = HEADER_MAX + 1024
+OVERHEAD = HEADER_MAX + 1024
 """Bytes of a batch with one record that are not payload: batch and record header (61 and up to
 80), key, the header `crc32c`, and the value's own header at its largest."""
 
@@ -41,10 +41,12 @@ class SplitSizes:
     Attributes:
         smallest: what an item begins with.
         largest: what the topic takes.
+        chosen: the size is not ours to choose.
     """
 
     smallest: int
     largest: int
+    chosen: bool = False
 
     @classmethod
     def fitting(cls, configured: int | None, max_message_bytes: int) -> SplitSizes:
@@ -53,7 +55,7 @@ class SplitSizes:
         Raises:
             SplitTooLarge: the topic does not take the configured size, or no split at all.
         """
-        largest = min(PAYLOAD_MAX, max_message_bytes - _OVERHEAD)
+        largest = min(PAYLOAD_MAX, max_message_bytes - OVERHEAD)
         if configured is not None and configured < 1:
             raise SplitTooLarge(f"a split size of {configured} bytes is none: give at least 1")
         if largest < 1 or (configured or 0) > largest:
@@ -63,7 +65,7 @@ class SplitSizes:
                 f"(now {max_message_bytes})"
             )
         if configured is not None:
-            return cls(configured, configured)
+            return cls(configured, configured, chosen=True)
         return cls(min(DEFAULT_SIZE, largest), largest)
 
     def of_item(self, total: int) -> int:
@@ -75,7 +77,7 @@ class SplitSizes:
         wanted = -(-total // SPLITS_AIM)
         size = min(max(self.smallest, -(-wanted // _STEP) * _STEP), self.largest)
         if total > size * SPLITS_MAX:
-            raise self.too_large(f"an item of {total} bytes")
+            raise self._too_large(f"an item of {total} bytes")
         return size
 
     def of_stream(self, index: int) -> int:
@@ -85,13 +87,14 @@ class SplitSizes:
             ItemTooLarge: the stream has had SPLITS_MAX splits.
         """
         if index >= SPLITS_MAX:
-            raise self.too_large("the stream")
+            raise self._too_large("the stream")
         return min(self.smallest << min(index // _GROW_EVERY, 24), self.largest)
 
-    def too_large(self, item: str) -> ItemTooLarge:
+    def _too_large(self, item: str) -> ItemTooLarge:
         return ItemTooLarge(
             f"{item} needs more than {SPLITS_MAX} splits of {self.largest} bytes: "
-            "use a larger split size (max.message.bytes of the splits topic allows it), "
+            f"{'give a larger split size, or none; or ' if self.chosen else ''}"
+            "raise max.message.bytes of the splits topic (a split has at most 16 MiB), "
             "or send the item in parts"
         )
 

@@ -43,7 +43,6 @@ __all__ = [
     "encode_accepted",
     "encode_result",
     "encode_split",
-    "error_from_wire",
     "read_header",
 ]
 

@@ -46,7 +46,10 @@ class WsDataError(Exception):
         carries it must fit its header and be sent.
         """
         told = {"code": self.code, "message": self.message, **self.fields()}
-        return {name: _cut(value) if type(value) is str else value for name, value in told.items()}
+        return {
+            name: cut(value, TEXT_MAX) if type(value) is str else value
+            for name, value in told.items()
+        }
 
     def at(self, partition: int, offset: int) -> WsDataError:
         """Note the record that gave rise to the error; returns the error itself."""
@@ -217,5 +220,6 @@ def _u64(told: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _cut(text: str) -> str:
-    return text.encode("utf-8", "replace")[:TEXT_MAX].decode("utf-8", "ignore")
+def cut(text: str, most: int) -> str:
+    """As much of it as fits `most` bytes of UTF-8; what that cannot tell becomes `?`."""
+    return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")

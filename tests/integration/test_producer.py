@@ -17,8 +17,10 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from structlog.testing import capture_logs
 
 from brokers import Topics
+from splitferry_cli import abort as cli_abort
 from splitferry_producer import (
     ConnectionSettings,
     DeliveryFailed,
@@ -36,7 +38,8 @@ from splitferry_producer import (
     TooFewPartitions,
     UnknownTopic,
 )
-from splitferry_protocol.codec import encode_accepted, encode_result
+from splitferry_producer.sending import Link
+from splitferry_protocol.codec import encode_abort, encode_accepted, encode_result
 from splitferry_protocol.errors import BatchTransferFailed
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.partitioning import partition_for
@@ -275,12 +278,31 @@ async def test_an_early_result_ends_the_sending(
     assert not [record for _, record in found if isinstance(record, Abort)]
 
 
+async def test_no_progress_is_told_of_a_request_that_has_ended(
+    bootstrap_servers: str, topics: Create, connect: Connect
+) -> None:
+    """Splits may still be on their way when the result comes early."""
+    names = await topics(partitions=1)
+    told: list[int] = []
+    async with connect(names, split_size=100_000) as producer:
+        link = await producer._connected()
+        async with answering(bootstrap_servers, names, early=Status.FAILED):
+            await producer.send(
+                MemorySource(bytes(20_000_000)), unique_id="x", progress=told.append
+            )
+            ended = len(told)
+            while link._due:
+                await asyncio.sleep(0.01)
+    assert ended < 200
+    assert len(told) == ended
+
+
 async def test_a_time_out_aborts_the_request(
     bootstrap_servers: str, topics: Create, connect: Connect
 ) -> None:
     names = await topics()
     async with connect(names) as producer:
-        with pytest.raises(TimedOut, match=r"no result after 0\.5 s") as told:
+        with pytest.raises(TimedOut, match=r"no result after 0\.5 s; it was aborted") as told:
             await producer.send(MemorySource(b"x"), unique_id="x", timeout=0.5)
     (where, split), (abort_where, abort) = await logged(bootstrap_servers, names)
     assert isinstance(split, Split)
@@ -288,11 +310,27 @@ async def test_a_time_out_aborts_the_request(
     assert abort_where == where
 
 
-async def test_a_file_that_changes_aborts_its_request(
-    bootstrap_servers: str, topics: Create, connect: Connect, tmp_path: Path
+async def test_a_stream_that_brings_nothing_in_time_was_not_aborted(
+    bootstrap_servers: str, topics: Create, connect: Connect
 ) -> None:
     names = await topics()
-    path = tmp_path / "f"
+
+    async def silent() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async with connect(names) as producer:
+        with pytest.raises(TimedOut, match="nothing of it was sent"):
+            await producer.send(StreamSource(silent()), unique_id="x", timeout=0.5)
+    assert await logged(bootstrap_servers, names) == []
+
+
+@pytest.mark.parametrize("name", [b"f", b"not UTF-8: \xff"])
+async def test_a_file_that_changes_aborts_its_request(
+    bootstrap_servers: str, topics: Create, connect: Connect, tmp_path: Path, name: bytes
+) -> None:
+    names = await topics()
+    path = tmp_path / os.fsdecode(name)
     path.write_bytes(bytes(5000))
 
     def change(_: int) -> None:
@@ -494,3 +532,43 @@ async def test_closing_fails_what_is_waited_for(
         await first_split(bootstrap_servers, names)
     with pytest.raises(ProducerError, match="closed"):
         await sending
+
+
+async def test_closing_aborts_what_is_being_sent_behind_its_last_split(
+    bootstrap_servers: str, topics: Create, connect: Connect
+) -> None:
+    """Before it, the abort record would be followed by splits that open the request anew."""
+    names = await topics(partitions=1)
+    with capture_logs() as logs:
+        async with connect(names, split_size=1000, memory=4000) as producer:
+            sending = asyncio.create_task(
+                producer.send(MemorySource(bytes(30_000_000)), unique_id="x")
+            )
+            first = await first_split(bootstrap_servers, names)
+    with pytest.raises(ProducerError, match="the producer was closed"):
+        await sending
+    *splits, (_, abort) = await logged(bootstrap_servers, names)
+    assert 0 < len(splits) < 30_000
+    assert abort == Abort(first.request, "the producer was closed")
+    assert not any(isinstance(record, Abort) for _, record in splits)
+    assert [line for line in logs if line["log_level"] == "warning"] == []
+
+
+async def test_an_abort_record_that_nobody_confirms_is_told(
+    bootstrap_servers: str, topics: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka's client would try for ever, and wait for that at its end, too."""
+    names = await topics(partitions=1)
+    monkeypatch.setattr(cli_abort, "WRITE_BOUND", 1.0)
+    start, request = Link.start, RequestId(1, 1)
+    async with silenceable(bootstrap_servers) as (servers, silent):
+
+        async def connect(link: Link) -> None:
+            await start(link)
+            silent.set()
+
+        monkeypatch.setattr(Link, "start", connect)
+        value = encode_abort(Abort(request, "enough"))
+        with pytest.raises(NoBroker, match=r"has confirmed anything .* in-sync replicas"):
+            async with asyncio.timeout(20):
+                await cli_abort.write(ConnectionSettings(servers), names.splits, 0, request, value)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic, RecordsToDelete
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.structs import OffsetAndMetadata
@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from brokers import Topics
 from checker import read_committed, read_outcomes, violations
-from place import BOUND, Place, administrator, results_of
+from place import BOUND, Place, administrator
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Result
 from workload import cut, message
@@ -201,34 +201,3 @@ async def test_a_recreated_topic_is_refused_until_the_loss_is_accepted(place: Pl
         await place.settled()
     assert [n for n, _ in await results(place)] == [1, 2, 3, 4, 5]
     assert (place.root / "items/5-4").read_bytes() == b"abcd"
-
-
-async def test_a_hanging_transaction_among_the_results_is_waited_for(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("splitferry_consumer.log_reader.STALL_BOUND", 1.0)
-    async with place.serving():
-        await send_items(place, 1)
-        await place.settled()
-    stranger = AIOKafkaProducer(
-        bootstrap_servers=place.servers, transactional_id=f"stranger to {place.group}"
-    )
-    await stranger.start()
-    try:
-        await stranger.begin_transaction()
-        await stranger.send_and_wait(place.names.results, b"?", key=b"?", partition=0)
-        await send_items(place, 2)
-        with capture_logs() as log:
-            async with place.serving():
-                # Taken in part, the partition could tell a result twice.
-                refused = await told(log, "partition is taken again", 2)
-                assert "a transaction of another producer is open" in refused[0]["error"]
-                assert [line for line in log if line["event"] == "partition taken"] == []
-                assert sum((await place.lag()).values()) == 2
-                await stranger.abort_transaction()
-                await place.settled()
-    finally:
-        await stranger.stop()
-    assert [n for n, _ in await results(place)] == [1, 2]
-    assert results_of(await place.history()).keys() == {RequestId(5, 1), RequestId(5, 2)}
-    assert violations(await place.history()) == []
