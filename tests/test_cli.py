@@ -21,6 +21,7 @@ from rich.console import Console
 from failing import failing
 from splitferry_cli.app import splitferry
 from splitferry_cli.bars import Bars
+from splitferry_cli.cluster import records
 from splitferry_cli.failures import explain
 from splitferry_cli.logs import demote_retries
 from splitferry_cli.output import (
@@ -35,6 +36,7 @@ from splitferry_cli.output import (
 from splitferry_cli.send import Item, items_of
 from splitferry_cli.values import Moment
 from splitferry_producer import ProducerError, SourceError
+from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.errors import BatchTransferFailed
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Block, Input, Result, Status
@@ -255,6 +257,12 @@ async def test_a_file_may_be_called_as_standard_input_is(
     (tmp_path / "-").touch()
     assert await items_of(["./-"], None, Block.FILE) == [Item(Path("-"), "-")]
     assert await items_of(["-"], "name", Block.FILE) == [Item(None, "name")]
+
+
+async def test_of_no_partition_nothing_is_asked() -> None:
+    """A reader that is stopped before its tasks have begun takes their end for a cancellation."""
+    nobody = ConnectionSettings("127.0.0.1:1")
+    assert [record async for record in records(nobody, "splits", [])] == []
 
 
 def test_the_bars_of_send_count_in_one_unit() -> None:

@@ -23,6 +23,7 @@ from aiokafka.structs import OffsetAndMetadata
 from brokers import Topics
 from place import administrator
 from splitferry_consumer.bounded import bounded
+from splitferry_consumer.fetching import FETCH_MAX
 from splitferry_consumer.inquiry import _OffsetRequest
 from splitferry_consumer.kafka import (
     AiokafkaTransport,
@@ -202,6 +203,40 @@ def test_the_cause_is_told_apart_from_what_follows_from_it() -> None:
         _refuse([MessageSizeTooLargeError(), Gap(), NotLeaderForPartitionError()])
     with pytest.raises(Gap):
         _refuse([object(), Gap()])
+
+
+async def test_one_response_is_bounded_whatever_the_partitions_hold(
+    bootstrap_servers: str, topics: MakeTopics
+) -> None:
+    """On a slow network it has to come before its request times out."""
+    partitions = range(4)
+    member = Member(bootstrap_servers, await topics(partitions=len(partitions)))
+    async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers) as producer:
+        for number in [*partitions] * 8:
+            await producer.send_and_wait(member.names.splits, bytes(2**19), partition=number)
+    transport = member.transport
+    await transport.start(ignore, ignore)
+    sizes: list[int] = []
+    client: Any = transport._consumer._client  # type: ignore[union-attr]
+    send = client.send
+
+    async def measured(node: int, request: Any, **options: Any) -> Any:
+        response = await send(node, request, **options)
+        if isinstance(request, FetchRequest):
+            sizes.append(sum(len(p[-1]) for _, told in response.topics for p in told))
+        return response
+
+    client.send = measured
+    for number in partitions:
+        transport.seek(number, 0)
+        transport.resume(number)
+    left = 8 * len(partitions)
+    async with asyncio.timeout(30):
+        while left:
+            batches = await transport.poll(partitions, 0.1)
+            left -= sum(map(len, batches.values()))
+    await transport.stop()
+    assert FETCH_MAX // 2 < max(sizes) <= FETCH_MAX
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0])

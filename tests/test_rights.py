@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from aiokafka import errors as kafka
 
-from memory_transport import Kafka, MemoryTransport
-from splitferry_consumer.membership import Membership
-from splitferry_consumer.transport import Excluded
 from splitferry_protocol.rights import GROUP, TOPIC, TRANSACTIONAL_ID, Right, missing_right
 
 READ = Right("Read", TOPIC, "splits")
@@ -54,17 +49,3 @@ def test_a_message_says_what_grants_the_right() -> None:
     assert FENCE.missing.startswith("this user has no right to Write on transactional id group/")
     assert "--transactional-id group/splits/ --resource-pattern-type prefixed" in FENCE.missing
     assert Right("IdempotentWrite", "cluster").missing.endswith("--cluster`")
-
-
-async def test_a_membership_ends_when_the_group_has_excluded_it() -> None:
-    """Its client has given up its heartbeats: polling on would bring nothing but the refusal."""
-    cluster = Kafka()
-
-    def unopened(number: int) -> None:
-        raise AssertionError(number)
-
-    membership = Membership(MemoryTransport(cluster), unopened, print)  # type: ignore[arg-type]
-    cluster.faults["poll"].append(Excluded(MEMBER.missing))
-    with pytest.raises(Excluded, match="no right to Read on group"):
-        async with asyncio.timeout(10):
-            await membership.feed()

@@ -79,6 +79,7 @@ def goes_red(guard: Guard) -> bool:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             check=False,
         )
         if done.returncode == 1:
