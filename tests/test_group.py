@@ -665,7 +665,7 @@ async def test_what_fails_for_many_is_told_by_each_of_them(bench: Bench) -> None
     assert await told(made) == ["broken"] * 2
 
 
-async def test_closing_waits_for_the_step_that_takes_many(bench: Bench) -> None:
+async def test_closing_waits_for_the_step_that_puts_many(bench: Bench) -> None:
     made = put(bench, b"one", b"two")
     held = made[0][1]
     held.free.clear()

@@ -172,8 +172,23 @@ async def test_a_stream_that_was_sent_is_not_sent_again(parts: int) -> None:
     for _ in range(parts):
         await source.read(0, 1, hashlib.sha256())
     await source.close()
-    with pytest.raises(SourceError, match=r"stream was sent before: .* make a new one"):
+    with pytest.raises(SourceError, match=r"stream is sent, or was sent before: .* make a new one"):
         await source.open()
+
+
+async def test_a_source_is_not_sent_twice_at_once(tmp_path: Path) -> None:
+    """Both would publish a part of the stream, each with a digest that fits."""
+    (tmp_path / "f").write_bytes(b"abc")
+    before = len(os.listdir("/proc/self/fd"))
+    for source in (StreamSource(trickle([b"abcdef"])), FileSource(tmp_path / "f")):
+        await source.open()
+        assert (await source.read(0, 1, hashlib.sha256()))[0] == b"a"
+        with pytest.raises(SourceError, match="is sent, or was sent before"):
+            await source.open()
+        await source.close()  # as the one does that was refused
+        with pytest.raises(SourceError, match=r"closed while it was read|not open"):
+            await source.read(1, 1, hashlib.sha256())
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def trickle(chunks: list[bytes]) -> AsyncIterator[bytes]:

@@ -154,7 +154,7 @@ async def test_a_segment_with_a_hole_is_condemned(target: MemoryTarget) -> None:
     await target.in_thread(incoming.discard)
 
 
-async def test_taking_a_small_item_never_looks_through_the_announced_ones(
+async def test_putting_a_small_item_never_looks_through_the_announced_ones(
     target: MemoryTarget,
 ) -> None:
     """It may be done on the event loop, and they may be many."""

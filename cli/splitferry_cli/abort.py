@@ -7,6 +7,7 @@ import contextlib
 
 import click
 
+from splitferry_producer import NoBroker
 from splitferry_producer.cluster import client_options
 from splitferry_producer.sending import Link
 from splitferry_producer.splitting import TOPIC_DEFAULT
@@ -100,10 +101,12 @@ async def _result_ends(connection: ConnectionSettings, names: Names) -> dict[int
 async def write(
     connection: ConnectionSettings, topic: str, partition: int, request: RequestId, value: bytes
 ) -> None:
-    """Write an encoded abort record of `request`, within some 30 s. Raises ProducerError."""
+    """Write an encoded abort record of `request`, within some 50 s. Raises ProducerError."""
     link = Link(await client_options(connection), topic, TOPIC_DEFAULT, WRITE_BOUND)
     await link.start()
     try:
         await (await link.send(request, value, partition))
+    except NoBroker as error:
+        raise NoBroker(f"{error}; the abort record may come yet") from error
     finally:
         await link.close()

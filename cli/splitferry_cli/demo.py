@@ -225,7 +225,8 @@ async def _check(
 ) -> dict[str, str | None]:
     """What has to hold, and what is wrong with it."""
     connection, names = stage.common.connection, stage.common.names
-    pairs = [(item.path, stage.root / item.unique_id) for item in items if item.path]
+    files = [item for item in items if item.problem is None]
+    pairs = [(item.path, stage.root / item.unique_id) for item in files if item.path]
     requests = {result.request for result in results}
     failed = len(items) - sum(result.success for result in results)
     return {

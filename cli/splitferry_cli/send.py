@@ -54,6 +54,8 @@ class Item:
 
     def size(self) -> int | None:
         """Bytes, for the progress bar."""
+        if self.problem is not None:
+            return 0
         try:
             return None if self.path is None else self.path.stat().st_size
         except OSError:

@@ -21,7 +21,8 @@ log = structlog.get_logger(__name__)
 POLL_WAIT = 0.2
 """Seconds that a poll waits for records."""
 FULL_WAIT = 0.01
-"""The same while a partition is full: how late it may be noticed that it can go on."""
+"""The same while a partition has too much in flight: how late it may be noticed that it can go on.
+What else makes it full lasts longer."""
 FAILED_POLL_WAIT = 1.0
 STALLED = 20.0
 """Seconds of failing polls, or of silence about a partition that is asked for."""
@@ -117,7 +118,7 @@ class Membership:
         """
         wanted = [number for number, partition in self.partitions.items() if partition.ready]
         self._watch(wanted)
-        full = any(partition.full for partition in self.partitions.values())
+        full = any(partition.gauge.full for partition in self.partitions.values())
         try:
             batches = await self._transport.poll(wanted, FULL_WAIT if full else POLL_WAIT)
         except Excluded:

@@ -81,7 +81,7 @@ class PartitionState(StrEnum):
     FULL = "full"
     """See `Partition.full`."""
     REFUSED = "refused"
-    """It is not read, and that needs somebody's hand; it is tried again all the same."""
+    """It is not read, and mostly that needs somebody's hand; it is tried again all the same."""
     DRAINING = "draining"
 
 
@@ -202,7 +202,7 @@ class Partition:
             await asyncio.sleep(pause)
 
     def _explain(self, trouble: BaseException) -> None:
-        """Log why the partition is taken again. Where nothing heals by itself, as an error."""
+        """Log why the partition is taken again. Where somebody has to look, as an error."""
         match trouble:
             case _Lost():  # and not taken again
                 pass

@@ -221,9 +221,9 @@ async def _load(transport: Transport, rules: Rules, partition: int, topics: Topi
             assert record.value is not None
             ledger.load(record.offset, result, record.value)
     if lost:
-        # What was accepted is over with the next commit. And a log made anew soon grows past the
-        # old W: with that still committed, the next owner would see nothing amiss, and begin in
-        # the middle.
+        # What was accepted is over with the next commit; only a result of a later version is met
+        # again until S has passed it. And a log made anew soon grows past the old W: with that
+        # still committed, the next owner would see nothing amiss, and begin in the middle.
         ledger.commit_anew()
     return ledger
 

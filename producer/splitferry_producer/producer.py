@@ -308,6 +308,8 @@ class Producer:
                 name, link, partition, unique_id, version, source.block, labels, reply
             )
             _check(request)
+            if self._closed:  # since the link was got; nothing is awaited from here to the bound
+                raise ProducerError(f"{_CLOSED} before the request was sent")
             async with self._ending(request, timeout):
                 if not wait:
                     return await self._transmit(request, source, progress)
@@ -399,8 +401,11 @@ class Producer:
                     request.bound = None
         except BaseException as error:
             timed_out = isinstance(error, TimeoutError) and bound.expired()
-            if timed_out:
-                reason = _CLOSED if self._closed else f"no result within {timeout} s"
+            closed = timed_out and self._closed
+            if closed:
+                reason = _CLOSED
+            elif timed_out:
+                reason = f"no result within {timeout} s"
             elif isinstance(error, ProducerError):
                 reason = f"the producer failed: {error}"
             else:
@@ -410,9 +415,9 @@ class Producer:
                 # Shielded from the next cancellation: `close` waits for what is left of it.
                 aborting = self._in_background(self._send_abort(request, reason))
                 state = await asyncio.shield(aborting)
+            if closed:
+                raise ProducerError(f"{_CLOSED} before the result came") from None
             if timed_out:
-                if self._closed:
-                    raise ProducerError(f"{_CLOSED} before the result came") from None
                 raise TimedOut(request.id, timeout or 0, state) from None
             raise
         finally:
@@ -480,12 +485,14 @@ class Producer:
             return None
         reader = await self._results()
         result = await reader.expect(request, partition)
+        state = "the brokers have not confirmed the abort record: check that they are up"
         try:
             async with asyncio.timeout(timeout):
                 await (await link.send(request, value, partition))
+                state = "most likely it was not open"
                 return await result
         except TimeoutError:
-            raise TimedOut(request, timeout or 0, "most likely it was not open") from None
+            raise TimedOut(request, timeout or 0, state) from None
         finally:
             reader.forget(request)
 

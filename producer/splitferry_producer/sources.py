@@ -130,7 +130,7 @@ class FileSource(DataItemSource):
 
     def _open(self) -> None:
         with self._lock:
-            if self._closed:
+            if self._closed or self._descriptor is not None:
                 raise _sent_before(self.name)
             try:
                 # Not blocking: opening a FIFO without a writer would wait for one.
@@ -219,7 +219,7 @@ class StreamSource(DataItemSource):
         self._held: list[Any] = []
         self._held_size = 0
         self._ended = False
-        self._closed = False
+        self._opened = self._closed = False
         self.block = block
         self.name = name
 
@@ -228,9 +228,11 @@ class StreamSource(DataItemSource):
         return None
 
     async def open(self) -> None:
-        # Its end would be found at once, and an empty item go over the one that was published.
-        if self._closed:
+        # Its end would be found at once, and an empty item go over the one that was published;
+        # and two at once would share its bytes.
+        if self._opened or self._closed:
             raise _sent_before(self.name)
+        self._opened = True
 
     async def read(self, offset: int, length: int, digest: Hash) -> tuple[bytes, bool]:
         # Whether these bytes are the last is known only when one more has come, or the end:
@@ -247,6 +249,8 @@ class StreamSource(DataItemSource):
             else:
                 self._held.append(chunk)
                 self._held_size += len(chunk)
+        if self._closed:  # by a second `send`, which was refused
+            raise SourceError(self.name, "was closed while it was read")
         data = await asyncio.to_thread(self._take, length, digest)
         return data, self._ended and not self._held_size
 
@@ -312,7 +316,7 @@ async def _readable(descriptor: int) -> None:
 
 
 def _sent_before(name: str) -> SourceError:
-    return SourceError(name, "was sent before: a source is read once, make a new one")
+    return SourceError(name, "is sent, or was sent before: a source is read once, make a new one")
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 It shares nothing with the program but its records and the rule for names of files. Three things
 it cannot know, and is told: where owners' decisions ended a request; which ids opened again beyond
-the horizon, where nothing is guaranteed; and whether a completed request was taken by its target.
+the horizon, where nothing is guaranteed; and whether a request that was complete completed.
 """
 
 from __future__ import annotations

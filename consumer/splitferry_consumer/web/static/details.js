@@ -172,7 +172,7 @@ export class Details {
       });
       if (!answer.ok) throw new Error(await answer.text());
     } catch (error) {
-      text = `Not aborted: ${error.message}`;
+      text = `Not confirmed: ${error.message}`;
       level = "bad";
     }
     if (opening === this.opening && !this.ended) this.#note(text, level);
