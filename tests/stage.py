@@ -258,9 +258,13 @@ class Stage:
 
     # ---- the end
 
+    @property
+    def running(self) -> int:
+        """Processes that should be alive."""
+        return sum(c.workers for c in self.consumers if c._process is not None)
+
     def segments(self) -> list[str]:
         """Announced segments of this stage's consumers, and directories of dead ones."""
-        running = sum(c.workers for c in self.consumers if c._process is not None)
         found: list[str] = []
         for directory in SHARED_MEMORY.glob("splitferry-*/"):
             with suppress(OSError):
@@ -268,15 +272,21 @@ class Stage:
                     found += [path.name for path in SHARED_MEMORY.glob(f"{directory.name}-*")]
                     found.append(directory.name)
         # A living worker has one directory, with nothing left in it at the end.
-        return found if len(found) > running else []
+        return found if len(found) > self.running else []
 
     async def settle(self, held: int = 0) -> None:
-        """Wait until W is at the end, or `held` records before it."""
+        """Wait until W is at the end, or `held` records before it, and the living have swept what
+        the dead had on its way in."""
 
         async def read() -> bool:
             return await self.behind() <= held
 
+        def swept() -> bool:
+            owners = len([*(self.root / ".splitferry/incoming").glob("*")])
+            return owners <= self.running or not self.running
+
         await until(read, "W at the end", every=0.2)
+        await until(swept, "temporary files of the dead are gone", every=0.2)
 
     async def freed(self) -> None:
         """Wait until what was left in the shared memory has had its time."""

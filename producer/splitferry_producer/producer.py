@@ -46,6 +46,8 @@ _SENDING_MAX = 16
 some 8,000 splits, so that even in one partition all of them end well within the horizon of the
 first."""
 _ABORT_TIMEOUT = 5.0
+_CONFIRMING = 1.0
+"""Seconds in which the broker confirms what the consumer has read already."""
 _END_TIMEOUT = 2 * _ABORT_TIMEOUT
 """Seconds that requests have to end in when the producer is closed."""
 _CLOSED = "the producer was closed"
@@ -336,6 +338,9 @@ class Producer:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
                 await transmitting
+            elif result.exception() is None and result.result().success:
+                # It has every split, and the confirmations of the last ones are on their way.
+                await asyncio.wait([transmitting], timeout=_CONFIRMING)
         finally:
             transmitting.cancel()
             await asyncio.gather(transmitting, return_exceptions=True)

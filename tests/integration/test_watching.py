@@ -125,7 +125,7 @@ async def test_it_ends_with_the_consumer_whoever_is_watching(
             began = time.monotonic()
             assert await consumer.stop() == 0
             assert time.monotonic() - began < 15
-        assert [line for line in made.lines(consumer) if line["level"] == "error"] == []
+        assert made.run.errors() == []
 
 
 async def test_an_address_in_use_is_told_before_anything_is_taken(
