@@ -213,6 +213,8 @@ class Walk:
         await send(self._producer, self._run.names.splits, messages)
 
     async def _send_later(self, split: Split) -> None:
+        # Whole before anybody looks, it would not be met on its way in.
+        await until(lambda: bool(self._temporary()), "receiving")
         await asyncio.sleep(OUTAGE / 2)
         await self._send([split])
 
