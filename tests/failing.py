@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 
 def failing(number: int) -> Callable[..., None]:
@@ -13,3 +18,13 @@ def failing(number: int) -> Callable[..., None]:
         raise OSError(number, os.strerror(number))
 
     return fail
+
+
+def nobody_may_list(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on folders of that name cannot be listed, not even by root."""
+    scan = os.scandir
+
+    def scandir(path: Path) -> Any:
+        return failing(errno.EACCES)() if path.name == folder else scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)

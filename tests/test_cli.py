@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from aiokafka import errors as kafka
 from click.testing import CliRunner
 from rich.console import Console
 
-from failing import failing
+from failing import nobody_may_list
 from splitferry_cli.app import splitferry
 from splitferry_cli.bars import Bars
 from splitferry_cli.cluster import records
@@ -238,12 +237,7 @@ async def test_what_a_folder_hides_is_told_as_failed(
     """What is in it is not known, so the command may not say that all is done."""
     (tmp_path / "open").touch()
     (tmp_path / "shut").mkdir()
-    scan = os.scandir
-
-    def scandir(path: Path) -> Any:
-        return failing(errno.EACCES)() if path.name == "shut" else scan(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    nobody_may_list("shut", monkeypatch)
     found, hidden = await items_of([str(tmp_path)], None, Block.FILE)
     assert (found.unique_id, hidden.unique_id) == ("open", "shut")
     with pytest.raises(SourceError, match="shut cannot be listed: Permission denied"):

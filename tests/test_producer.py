@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import re
 import socket
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 import splitferry_producer
-from failing import failing
+from failing import nobody_may_list
 from splitferry_producer import (
     ConnectionSettings,
     DeliveryFailed,
@@ -255,12 +254,7 @@ async def test_a_folder_inside_that_cannot_be_listed_is_told(
     (tmp_path / "open").mkdir()
     (tmp_path / "open/file").touch()
     (tmp_path / "shut").mkdir()
-    scan = os.scandir
-
-    def scandir(path: Path) -> Any:
-        return failing(errno.EACCES)() if path.name == "shut" else scan(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    nobody_may_list("shut", monkeypatch)
     with capture_logs() as logs:
         listing = await list_folder(tmp_path)
     assert [file.unique_id for file in listing.files] == ["open/file"]

@@ -83,6 +83,14 @@ async def publish(target: FileTarget, what: Item, data: bytes) -> Verdict:
     return await (await received(target, what, data)).settle(completed(data))
 
 
+async def publish_in_vain(target: FileTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict stands, and names a file that could not be renamed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(target.tree, "place", failing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            await publish(target, item(), b"bytes")
+
+
 def temporaries(root: Path) -> list[str]:
     incoming = root / ".splitferry/incoming"
     return [path.name for path in incoming.glob("*/*") if path.name != "lock"]
@@ -434,10 +442,7 @@ async def test_bytes_that_no_row_names_any_more_go_though_their_owner_lives(
 ) -> None:
     """It may be cut off for long, and receives them no more."""
     zombie, owner = [await FileTarget.open(root) for _ in range(2)]
-    with monkeypatch.context() as patch:
-        patch.setattr(zombie.tree, "place", failing(errno.EIO))
-        with pytest.raises(OSError, match="Input/output"):
-            await publish(zombie, item(), b"bytes")
+    await publish_in_vain(zombie, monkeypatch)
     assert len(temporaries(root)) == 1
     assert (await publish(owner, item(), b"bytes")).status is Status.COMPLETED
     assert (temporaries(root), owner.held) == ([], 0)
@@ -1038,10 +1043,7 @@ async def test_bytes_that_are_gone_with_their_owner_are_a_verdict(
 ) -> None:
     """Whoever wants only the verdict has no bytes to receive again."""
     dead, owner = [await FileTarget.open(root) for _ in range(2)]
-    with monkeypatch.context() as patch:
-        patch.setattr(dead.tree, "place", failing(errno.EIO))
-        with pytest.raises(OSError, match="Input/output"):
-            await publish(dead, item(), b"bytes")
+    await publish_in_vain(dead, monkeypatch)
     (name,) = temporaries(root)
     os.unlink(f"{dead.owner.name}/{name}", dir_fd=dead.incoming)
     verdict = await owner.begin(item()).settle(expired(item()))

@@ -225,8 +225,11 @@ async def _check(
 ) -> dict[str, str | None]:
     """What has to hold, and what is wrong with it."""
     connection, names = stage.common.connection, stage.common.names
-    files = [item for item in items if item.problem is None]
-    pairs = [(item.path, stage.root / item.unique_id) for item in files if item.path]
+    pairs = [
+        (item.path, stage.root / item.unique_id)
+        for item in items
+        if item.path and item.problem is None
+    ]
     requests = {result.request for result in results}
     failed = len(items) - sum(result.success for result in results)
     return {

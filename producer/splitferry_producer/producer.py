@@ -195,7 +195,7 @@ class Producer:
         await self.close()
 
     async def close(self) -> None:
-        """Disconnect, within some 15 s. Requests still sent or waited for are aborted and fail."""
+        """Disconnect, within some 25 s. Requests still sent or waited for are aborted and fail."""
         self._closed = True
         for request in self._open:
             if request.bound is not None and not request.bound.expired():
