@@ -8,8 +8,8 @@ import random
 import signal
 import socket
 import uuid
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +50,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
+@asynccontextmanager
+async def administrator(servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    client = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
 async def make_topics(servers: str, partitions: int = 4) -> Topics:
     """New topics that nobody else uses."""
     name = f"test-{uuid.uuid4().hex[:12]}"
@@ -59,18 +69,14 @@ async def make_topics(servers: str, partitions: int = 4) -> Topics:
         _topic(made.results, partitions, {}),
         _topic(made.dead_letters, 1, {"max.message.bytes": str(DEAD_LETTERS_BYTES)}),
     ]
-    client = AIOKafkaAdminClient(bootstrap_servers=servers)
-    await client.start()
-    try:
-        answer: Any = await client.create_topics(new)
+    async with administrator(servers) as admin:
+        answer: Any = await admin.create_topics(new)
         # The client does not raise what the broker answers.
         assert [error[1] for error in answer.topic_errors] == [0, 0, 0], answer
         # The controller has them; the broker learns of them a little later.
         async with asyncio.timeout(60):
-            while any(t["error_code"] for t in await client.describe_topics([t.name for t in new])):
+            while any(t["error_code"] for t in await admin.describe_topics([t.name for t in new])):
                 await asyncio.sleep(0.05)
-    finally:
-        await client.close()
     return made
 
 

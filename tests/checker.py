@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.admin import AIOKafkaAdminClient
 
+from brokers import administrator
 from splitferry_protocol.codec import InvalidRecord, decode_outcome, decode_record
 from splitferry_protocol.errors import VersionMismatch
 from splitferry_protocol.ids import RequestId
@@ -538,12 +538,8 @@ async def read_outcomes(servers: str, topic: str) -> list[Outcome]:
 
 async def read_committed(servers: str, group: str, topic: str) -> dict[int, tuple[int, str]]:
     """The group's committed offsets with their metadata."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
-    await admin.start()
-    try:
+    async with administrator(servers) as admin:
         offsets = await admin.list_consumer_group_offsets(group)
-    finally:
-        await admin.close()
     return {
         tp.partition: (found.offset, found.metadata)
         for tp, found in offsets.items()

@@ -101,6 +101,8 @@ class Flood(MemoryTransport):
         self.watermark, _ = commit(offsets)
         return offsets
 
+    async def settle(self) -> None: ...
+
     async def close(self) -> None: ...
 
 

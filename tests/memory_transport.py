@@ -361,6 +361,9 @@ class MemoryWriter:
             raise FateUnknown(f"no answer to the commit (it was {fate.value})")
         return offsets
 
+    async def settle(self) -> None:
+        await self._kafka.ask("settle")
+
     async def close(self) -> None:
         self.closed = True
         await self._kafka.ask("close")

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient
-
 from brokers import Topics
 from checker import History, read_history
 from splitferry_cli.checks import lag
@@ -23,16 +21,6 @@ from workload import Message, send, sending
 
 BOUND = 60.0
 """Seconds after which what should happen counts as not happening."""
-
-
-@asynccontextmanager
-async def administrator(servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    client = AIOKafkaAdminClient(bootstrap_servers=servers)
-    await client.start()
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from brokers import Topics, make_topics
+from brokers import Topics, administrator, make_topics
 from checker import Outcome, read_outcomes, violations
-from place import administrator
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Result, Split
 from stage import Consumer, Stage, stage, until

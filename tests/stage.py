@@ -172,6 +172,10 @@ class Stage:
         offsets = await read_committed(self.servers, self.group, self.names.splits)
         return sum(end - offsets.get(tp.partition, (0, ""))[0] for tp, end in ends.items())
 
+    async def caught_up(self) -> bool:
+        """Whether all that was sent has its result: W is at the end."""
+        return await self.behind() == 0
+
     def look(self) -> Tree:
         """The files as they are now; kept for the checker."""
         self.trees.append(look(self.root))

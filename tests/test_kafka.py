@@ -20,17 +20,16 @@ from aiokafka.errors import OutOfOrderSequenceNumber as Gap
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 
-from brokers import Topics
-from place import administrator
+from brokers import Topics, administrator
 from splitferry_consumer.bounded import bounded
 from splitferry_consumer.fetching import FETCH_MAX
-from splitferry_consumer.inquiry import _OffsetRequest
 from splitferry_consumer.kafka import (
     AiokafkaTransport,
     StartError,
     _refuse,
     check_topics,
 )
+from splitferry_consumer.requests import _OffsetRequest
 from splitferry_consumer.transport import FateUnknown, Fenced, Outgoing, TooLarge, TransportError
 
 MakeTopics = Callable[..., Awaitable[Topics]]
@@ -120,7 +119,7 @@ async def test_no_answer_is_not_taken_for_no_commit(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log would be read from its start."""
-    monkeypatch.setattr("splitferry_consumer.inquiry._FetchOffset.build", asked_for_nothing)
+    monkeypatch.setattr("splitferry_consumer.requests.FetchOffset.build", asked_for_nothing)
     with pytest.raises(TransportError, match="gave no offsets"):
         await member.transport.committed(0)
 

@@ -31,7 +31,7 @@ from splitferry_consumer.targets import Condemned, Incoming, Item, Target, Whole
 from splitferry_consumer.targets.file import FileTarget
 from splitferry_consumer.targets.handler import HandlerTarget, ReceivedItem
 from splitferry_consumer.targets.limit import MemoryLimit
-from splitferry_consumer.transport import Fenced, OutOfRange, Record, TransportError
+from splitferry_consumer.transport import Fenced, LeftOpen, OutOfRange, Record, TransportError
 from splitferry_protocol.codec import crc_header, encode_split
 from splitferry_protocol.errors import BatchTransferFailed
 from splitferry_protocol.ids import RequestId
@@ -524,6 +524,36 @@ async def test_after_a_commit_of_unknown_fate_there_is_one_result(place: Place, 
     assert [(r.status, r.reply) for r in results(place.kafka)] == [(Status.COMPLETED, b"token")]
     assert told(place.kafka) == {("dead letter", b"1"): 1}
     assert (place.root / "item-1").read_bytes() == b"ab"
+
+
+async def test_what_kafka_has_left_open_is_found_when_nothing_follows(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition_module, "QUIET", 0)
+    # While taking, then without an answer, then with one.
+    place.kafka.faults["settle"] += [None, broken(), LeftOpen("ended now")]
+    place.kafka.send(file(1, total=0))
+    owner = place.own()
+    await until(lambda: place.kafka.calls.count("writer") == 2)
+    await place.finish(owner)
+    assert place.kafka.calls.count("settle") == 4
+    assert len(results(place.kafka)) == 1
+
+
+async def test_what_kafka_has_ended_is_looked_at_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition_module, "QUIET", 0)
+    calls = place.kafka.calls
+    owner = place.own()
+    place.kafka.send(file(1, total=0))
+    await until(lambda: calls.count("settle") == 2)
+    ticks = calls.count("topics")
+    await until(lambda: calls.count("topics") > ticks + 3)
+    assert calls.count("settle") == 2
+    place.kafka.send(file(2, total=0))
+    await until(lambda: calls.count("settle") == 3)
+    await place.finish(owner)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ async def test_the_owner_before_is_fenced_before_anything_is_read() -> None:
     kafka = with_splits(1)
     tell(kafka, result(0))
     await taken(kafka)
-    assert kafka.calls == ["writer", "committed", "splits_bounds", "results_bounds", "results"]
+    steps = ["writer", "settle", "committed", "splits_bounds", "results_bounds", "results"]
+    assert kafka.calls == steps
 
 
 async def test_what_the_owner_before_left_is_settled_and_seen() -> None:

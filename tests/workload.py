@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from collections.abc import Sequence
@@ -167,6 +168,15 @@ async def send(producer: AIOKafkaProducer, topic: str, messages: Sequence[Messag
     ]
     for future in due:
         await future
+
+
+async def send_slowly(
+    producer: AIOKafkaProducer, topic: str, messages: Sequence[Message], seconds: float
+) -> None:
+    """One by one, spread over that time."""
+    for single in messages:
+        await send(producer, topic, [single])
+        await asyncio.sleep(seconds / len(messages))
 
 
 def sending(servers: str) -> AIOKafkaProducer:

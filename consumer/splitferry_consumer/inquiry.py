@@ -9,11 +9,9 @@ work. A firewall that has lost its state lets a connection die without a word.
 from __future__ import annotations
 
 import asyncio
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from typing import Any, TypeVar
 
 from aiokafka.client import AIOKafkaClient, CoordinationType
@@ -29,26 +27,15 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     for_code,
 )
-from aiokafka.protocol.abstract import AbstractType
-from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
-from aiokafka.protocol.types import (
-    Boolean,
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Int64,
-    Schema,
-    TaggedFields,
-)
 from aiokafka.structs import TopicPartition
 
 from splitferry_protocol.reach import why_unreachable
 from splitferry_protocol.rights import GROUP, TOPIC, Right, missing_right
 
 from .bounded import Leaked, bounded, within
+from .requests import DescribeProducers, DescribeTopics, FetchOffset
 from .transport import TopicUnusable, TransportError
 
 T = TypeVar("T")
@@ -60,6 +47,10 @@ ANSWER_BOUND = 10.0
 UNSTABLE_OFFSET_COMMIT = 88
 _READ_UNCOMMITTED, _READ_COMMITTED = 0, 1
 _EARLIEST, _LATEST = -2, -1
+
+
+class Unstable(TransportError):
+    """A transaction that commits the offset anew is not ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +100,13 @@ class Inquiry:
     async def _offset(
         self, partition: TopicPartition, which: int, isolation: int = _READ_UNCOMMITTED
     ) -> int:
+        leader = await self._leader(partition)
+        right = Right("Read", TOPIC, partition.topic)
+        return await self._ask(
+            lambda client: _bound(client, leader, partition, which, isolation), right
+        )
+
+    async def _leader(self, partition: TopicPartition) -> int:
         view = await self.topic(partition.topic)
         if partition.partition not in view.leaders:
             raise TopicUnusable(
@@ -122,15 +120,20 @@ class Inquiry:
                 f"partition {partition.partition} of topic {partition.topic} has no leader: start "
                 "the brokers that hold it"
             )
+        return leader
+
+    async def transaction_open(self, partition: TopicPartition, producer: int) -> bool:
+        """Whether a transaction of that producer id is open there. Raises TransportError."""
+        leader = await self._leader(partition)
         right = Right("Read", TOPIC, partition.topic)
         return await self._ask(
-            lambda client: _bound(client, leader, partition, which, isolation), right
+            lambda client: _transaction_open(client, leader, partition, producer), right
         )
 
     async def committed(
         self, group: str, partition: TopicPartition, *, wanted: str = "Read", stable: bool = True
     ) -> tuple[int, str] | None:
-        """The committed offset with its metadata. Raises TransportError.
+        """The committed offset with its metadata. Raises TransportError, and Unstable.
 
         Args:
             wanted: the right to the group that includes this question.
@@ -221,7 +224,7 @@ async def diagnosis(client_options: Mapping[str, Any]) -> str:
 
 async def _topics(client: AIOKafkaClient, wanted: Sequence[Right]) -> list[TopicView]:
     names = [right.name for right in wanted]
-    response = await client.send(client.get_random_node(), _DescribeTopics(names))
+    response = await client.send(client.get_random_node(), DescribeTopics(names))
     found = {
         name: (code, identity, partitions)
         for code, name, identity, _, partitions, _, _ in response.topics
@@ -253,11 +256,21 @@ async def _bound(
     return int(offset)
 
 
+async def _transaction_open(
+    client: AIOKafkaClient, leader: int, tp: TopicPartition, producer: int
+) -> bool:
+    response = await client.send(leader, DescribeProducers(tp))
+    ((_, ((_, code, _, producers, _),), _),) = response.topics
+    if code:
+        raise for_code(code)(tp)
+    return any(number == producer and start >= 0 for number, *_, start, _ in producers)
+
+
 async def _committed(
     client: AIOKafkaClient, group: str, tp: TopicPartition, stable: bool
 ) -> tuple[int, str] | None:
     coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
-    response = await client.send(coordinator, _FetchOffset(group, tp, stable))
+    response = await client.send(coordinator, FetchOffset(group, tp, stable))
     if response.error_code:
         raise for_code(response.error_code)(group)
     found = [
@@ -271,164 +284,7 @@ async def _committed(
         raise TransportError(f"the coordinator of group {group} gave no offsets")
     ((offset, _, metadata, code, _),) = found
     if code == UNSTABLE_OFFSET_COMMIT:
-        raise TransportError("the last transaction of the previous owner has not been settled yet")
+        raise Unstable("the last transaction of the previous owner has not been settled yet")
     if code:
         raise for_code(code)(tp)
     return None if offset < 0 else (offset, metadata or "")
-
-
-# ---- requests that aiokafka does not have, or not in the version that is needed
-
-
-class _Uuid(AbstractType[str]):
-    """In the form that Kafka's tools show."""
-
-    @classmethod
-    def encode(cls, value: str) -> bytes:
-        return urlsafe_b64decode(value + "==")
-
-    @classmethod
-    def decode(cls, data: BytesIO) -> str:
-        return urlsafe_b64encode(data.read(16)).decode().rstrip("=")
-
-
-class _TopicResponse(Response):
-    API_KEY = 3
-    API_VERSION = 12
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString()),
-                ("port", Int32),
-                ("rack", CompactString()),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_id", CompactString()),
-        ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("name", CompactString()),
-                ("id", _Uuid),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", CompactArray(Int32)),
-                        ("isr", CompactArray(Int32)),
-                        ("offline_replicas", CompactArray(Int32)),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("authorized_operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _TopicRequest(RequestStruct):
-    """Metadata of version 12 (Kafka 2.8 and later)."""
-
-    FLEXIBLE_VERSION = True
-    API_KEY = 3
-    API_VERSION = 12
-    RESPONSE_TYPE = _TopicResponse
-    SCHEMA = Schema(
-        ("topics", CompactArray(("id", _Uuid), ("name", CompactString()), ("tags", TaggedFields))),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_authorized_operations", Boolean),
-        ("tags", TaggedFields),
-    )
-
-
-class _DescribeTopics(Request[_TopicRequest]):
-    API_KEY = 3
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-
-    def build(self, request_struct_class: type[_TopicRequest]) -> _TopicRequest:
-        topics: list[tuple[str, str, dict[int, bytes]]]
-        topics = [("A" * 22, name, {}) for name in self._names]
-        return request_struct_class(topics, False, False, {})
-
-
-class _OffsetResponse(Response):
-    API_KEY = 9
-    API_VERSION = 7
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("name", CompactString()),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition", Int32),
-                        ("offset", Int64),
-                        ("leader_epoch", Int32),
-                        ("metadata", CompactString()),
-                        ("error_code", Int16),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("error_code", Int16),
-        ("tags", TaggedFields),
-    )
-
-
-class _OffsetRequest(RequestStruct):
-    """OffsetFetch of version 7 (Kafka 2.5 and later), which can ask for stable offsets."""
-
-    FLEXIBLE_VERSION = True
-    API_KEY = 9
-    API_VERSION = 7
-    RESPONSE_TYPE = _OffsetResponse
-    SCHEMA = Schema(
-        ("group", CompactString()),
-        (
-            "topics",
-            CompactArray(
-                ("name", CompactString()),
-                ("partitions", CompactArray(Int32)),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("require_stable", Boolean),
-        ("tags", TaggedFields),
-    )
-
-
-class _FetchOffset(Request[_OffsetRequest]):
-    """Asks for what is committed, and nothing else.
-
-    Not asked for `stable` offsets, a coordinator answers from the last state that it knows to be on
-    all its replicas. After a failover that may be older than what the group was told of its
-    last commit: P would be old, and what rests on it would be told twice.
-    """
-
-    API_KEY = 9
-
-    def __init__(self, group: str, tp: TopicPartition, stable: bool) -> None:
-        self._group = group
-        self._tp = tp
-        self._stable = stable
-
-    def build(self, request_struct_class: type[_OffsetRequest]) -> _OffsetRequest:
-        wanted: list[tuple[Any, ...]] = [(self._tp.topic, [self._tp.partition], {})]
-        return request_struct_class(self._group, wanted, self._stable, {})

@@ -53,11 +53,13 @@ from .fetching import (
     stop_consumer,
 )
 from .inquiry import Inquiry, diagnosis, reason
+from .leftover import end_leftover, leftover
 from .log_reader import read_log
 from .transport import (
     Excluded,
     FateUnknown,
     Fenced,
+    LeftOpen,
     Outgoing,
     OutOfRange,
     Rebalanced,
@@ -327,7 +329,8 @@ class AiokafkaTransport:
                 raise TransportError(f"no transactional producer: {told}") from error
             raise
         source = TopicPartition(self._splits_topic, partition)
-        return AiokafkaWriter(producer, source, self._group, right)
+        results = TopicPartition(self._results_topic, partition)
+        return AiokafkaWriter(producer, source, results, self._group, right, self._inquiry)
 
     async def committed(self, partition: int) -> tuple[int, str] | None:
         tp = TopicPartition(self._splits_topic, partition)
@@ -347,13 +350,21 @@ class AiokafkaWriter:
     """A transactional producer with the epoch it was given; see `Writer`."""
 
     def __init__(
-        self, producer: AIOKafkaProducer, source: TopicPartition, group: str, right: Right
+        self,
+        producer: AIOKafkaProducer,
+        source: TopicPartition,
+        results: TopicPartition,
+        group: str,
+        right: Right,
+        inquiry: Inquiry,
     ) -> None:
         """`right`: to its transactional id."""
         self._producer = producer
         self._source = source
+        self._results = results
         self._group = group
         self._right = right
+        self._inquiry = inquiry
 
     async def publish(
         self,
@@ -395,11 +406,9 @@ class AiokafkaWriter:
             # What goes on after the bound does so with the epoch that the next taking ends.
             return await within(PUBLISH_BOUND, transact())
         except (KafkaError, TimeoutError, IllegalOperation, AssertionError) as failure:
+            # Fenced, also while committing: whoever did it has settled what we left, and whether
+            # that was a commit stands in the log.
             error = self._cause(failure)
-            if isinstance(error, ProducerFenced | InvalidProducerEpoch):
-                # Also while committing: the one who fenced us has settled what we left, and
-                # whether that was a commit stands in the log.
-                raise Fenced(reason(error)) from failure
             told = reason(error, *self._rights(records))
             if committing:
                 raise FateUnknown(told) from failure
@@ -414,17 +423,32 @@ class AiokafkaWriter:
                 ) from failure
             raise TransportError(told) from failure
 
+    async def settle(self) -> None:
+        where = self._group, self._source, self._results
+        left = await leftover(self._inquiry, self._producer, *where)
+        if not left:
+            return
+        try:
+            await within(REQUEST_BOUND, end_leftover(left, self._producer, *where))
+        except (KafkaError, TimeoutError, IllegalOperation, AssertionError) as failure:
+            told = reason(self._cause(failure), self._right)
+            raise LeftOpen(f"a transaction that Kafka left open is not ended: {told}") from failure
+        raise LeftOpen("a transaction that Kafka had left open is ended now")
+
     def _cause(self, failure: Exception) -> BaseException:
-        """What ended the transaction.
+        """What ended the transaction. Raises Fenced when that was another owner, or the broker.
 
         When that happens between two of our steps, aiokafka only says that it is in none, or
         trips over its own assertion; it keeps the reason for whoever awaits the end.
         """
-        if isinstance(failure, KafkaError | TimeoutError):
-            return failure
-        ended: asyncio.Future[None] | None = self._producer._txn_manager._transaction_waiter
-        known = ended is not None and ended.done() and not ended.cancelled()
-        return (ended.exception() if ended is not None and known else None) or failure
+        cause: BaseException = failure
+        if not isinstance(failure, KafkaError | TimeoutError):
+            ended: asyncio.Future[None] | None = self._producer._txn_manager._transaction_waiter
+            if ended is not None and ended.done() and not ended.cancelled():
+                cause = ended.exception() or failure
+        if isinstance(cause, ProducerFenced | InvalidProducerEpoch):
+            raise Fenced(reason(cause)) from failure
+        return cause
 
     def _rights(self, records: Sequence[Outgoing]) -> list[Right]:
         """What a transaction with `records` needs. A refusal that names no topic is one of the

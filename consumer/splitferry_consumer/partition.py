@@ -45,6 +45,7 @@ from .targets import Condemned, Target, TargetUnusable, Verdict
 from .transport import (
     Fenced,
     HangingTransaction,
+    LeftOpen,
     OutOfRange,
     Record,
     TooLarge,
@@ -69,6 +70,8 @@ RETAKE_PAUSES = (0.1, 0.5, 1.0, 3.0, 5.0)
 """Seconds before a partition is taken again, by the number of failures in a row."""
 FENCED_PAUSE = 3
 """The least pause after being fenced, as an index of RETAKE_PAUSES."""
+QUIET = 10.0
+"""Seconds without a publication after which the last one is seen to have been ended by Kafka."""
 LOSE_BOUND = 10.0
 """Seconds that a running transaction has to end in when the partition is lost."""
 
@@ -164,6 +167,8 @@ class Partition:
         self._publishing: asyncio.Task[None] | None = None
         self._draining = False
         self._failures = 0
+        self._unseen_since: float | None = None
+        """When the last publication was, as long as it is not known that Kafka has ended it."""
         self._trouble: BaseException | None = None
         """Why it is not, or not yet, taken again."""
         self._task = asyncio.create_task(self._hold(), name=f"partition {number}")
@@ -241,7 +246,7 @@ class Partition:
             self._stubs,
             self._topics,
         )
-        self._broken = self._trouble = None
+        self._broken = self._trouble = self._unseen_since = None
         self._ledger = ledger
         self._transport.seek(self.number, ledger.position)
         self._transport.resume(self.number)
@@ -358,6 +363,7 @@ class Partition:
             if now - ticked_at >= TICK and not self._draining:
                 ticked_at = now
                 await self._tick(ledger, vigil, hidden, now)
+                await self._see_ended(publisher, now)
             if now - cleared_at >= VERDICTS_INTERVAL:
                 cleared_at = now
                 self._background(self._clear_verdicts(ledger.committed[0] - self._rules.horizon))
@@ -372,7 +378,7 @@ class Partition:
             await self._look_at_topics(0)
             self._publishing = asyncio.create_task(self._publish(publisher, ledger, batch))
             await asyncio.shield(self._publishing)
-            committed_at = time.monotonic()
+            committed_at = self._unseen_since = time.monotonic()
             self._failures = 0
             for state in batch.states:
                 self._handles.pop(state, None)
@@ -431,6 +437,21 @@ class Partition:
                 f"expired: no split added bytes for {self._rules.idle_timeout:g} s",
             )
             self._carry_out(ledger, ledger.give_up(state, Status.EXPIRED, error))
+
+    async def _see_ended(self, publisher: Publisher, now: float) -> None:
+        """Find the publication that Kafka has left open: with the next one it would be ended, and
+        until then its results are hidden."""
+        if self._unseen_since is None or now - self._unseen_since < QUIET:
+            return
+        try:
+            await publisher.settle()
+        except (LeftOpen, Fenced):
+            raise
+        except TransportError as error:
+            self._log.debug("it cannot be seen what Kafka has ended", error=str(error))
+            self._unseen_since = now
+        else:
+            self._unseen_since = None
 
     async def _clear_verdicts(self, before: int) -> None:
         rules = self._rules

@@ -69,6 +69,10 @@ class Publisher:
             ) from refusal
         ledger.published(batch, results(offsets))
 
+    async def settle(self) -> None:
+        """As `Writer.settle`."""
+        await self._writer.settle()
+
     async def close(self) -> None:
         await self._writer.close()
 

@@ -160,10 +160,11 @@ async def take(
 
     Raises:
         Misfit: the logs do not fit what was committed, and a loss is not accepted.
-        TransportError: Kafka did not answer, or an open transaction hides results.
+        TransportError: Kafka did not answer, or a transaction was or is open.
     """
     writer = await transport.writer(partition)
     try:
+        await writer.settle()
         ledger = await _load(transport, rules, partition, topics)
     except BaseException:
         await writer.close()

@@ -60,6 +60,10 @@ class FateUnknown(TransportError):
     """The transaction may have been committed or not: only the log can tell."""
 
 
+class LeftOpen(TransportError):
+    """A transaction of this writer's id was open, though Kafka takes all of them for complete."""
+
+
 class TooLarge(TransportError):
     """The broker refuses some records for their size; nothing of the transaction was committed."""
 
@@ -101,6 +105,13 @@ class Writer(Protocol):
         `commit` is given the offsets at which the records were appended, and returns the
         offset of the splits partition to commit, with its metadata. Returns those offsets.
         Every exception means: retake the partition; after `TooLarge` with less in the batch.
+        """
+
+    async def settle(self) -> None:
+        """See that no transaction before is open any more, though Kafka takes it for complete.
+
+        Raises `LeftOpen` when one was, or `Fenced`: the partition has to be taken again. While
+        Kafka does not answer, TransportError.
         """
 
     async def close(self) -> None:

@@ -7,16 +7,14 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer
 
 from brokers import KillableBroker, make_topics
 from checker import violations
-from stage import Stage, stage, until
-from workload import KIB, MIB, Message, make_load, send, sending
+from stage import stage, until
+from workload import KIB, MIB, make_load, send_slowly, sending
 
 SEED = int(os.environ.get("SPLITFERRY_FAULT_SEED", random.SystemRandom().randrange(2**32)))
 FROZEN = float(os.environ.get("SPLITFERRY_FROZEN", "5"))
@@ -28,14 +26,9 @@ RESUMED = 30.0
 
 
 async def killed(broker: KillableBroker) -> None:
-    """SIGKILL, and a new start with the same data."""
+    """SIGKILL, and a new start with the same data. The test waits for a transaction first."""
     await broker.kill()
     await broker.start()
-
-
-async def killed_in_a_transaction(broker: KillableBroker) -> None:
-    """As `killed`; the test waits for a transaction first."""
-    await killed(broker)
 
 
 async def restarted(broker: KillableBroker) -> None:
@@ -53,12 +46,7 @@ async def frozen(broker: KillableBroker) -> None:
         broker.thaw()
 
 
-FAULTS: list[Callable[[KillableBroker], Awaitable[None]]] = [
-    killed,
-    killed_in_a_transaction,
-    restarted,
-    frozen,
-]
+FAULTS: list[Callable[[KillableBroker], Awaitable[None]]] = [killed, restarted, frozen]
 
 
 @pytest.mark.timeout(400)
@@ -79,28 +67,17 @@ async def test_a_broker_that_dies_or_freezes(
         for number, fault in enumerate(FAULTS):
             share = make_load(rng, 24, PARTITIONS, SIZES, node=10 + number)
             # It goes on while the broker is away, as any producer would.
-            feeding = asyncio.create_task(feed(run, producer, share))
+            feeding = asyncio.create_task(send_slowly(producer, names.splits, share, 3))
             await asyncio.sleep(1)
-            if fault is killed_in_a_transaction:
-                with suppress(AssertionError):
-                    await until(run.transaction_open, "a transaction", bound=5)
+            if fault is killed:
+                await until(run.transaction_open, "a transaction")
             await fault(killable_broker)
             back = time.monotonic()
             await feeding
-            await until(lambda: done(run), f"all is done after {fault.__name__}", RESUMED)
+            await until(run.caught_up, f"all is done after {fault.__name__}", RESUMED)
             print(f"{fault.__name__}: all done {time.monotonic() - back:.1f} s after its return")
         await run.settle()
         await run.stop()
         assert violations(await run.history()) == [], f"seed {SEED}"
         # Beyond 20 s of silence a membership is ended, as an error, and another begun.
         assert [line for line in run.errors() if "joining again" not in line] == []
-
-
-async def done(run: Stage) -> bool:
-    return await run.behind() == 0
-
-
-async def feed(run: Stage, producer: AIOKafkaProducer, share: list[Message]) -> None:
-    for single in share:
-        await send(producer, run.names.splits, [single])
-        await asyncio.sleep(3 / len(share))

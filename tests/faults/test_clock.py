@@ -8,10 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource
 
-from brokers import Topics
+from brokers import Topics, administrator
 from ferrying import ferrying
 from shim import Shim, needs_shim
 from splitferry_protocol.records import Block, Status
@@ -76,11 +75,9 @@ async def refused(servers: str, topics: Make, directory: Path) -> None:
 
     async def keeping_writers_times(partitions: int) -> Topics:
         names = await topics(partitions=partitions)
-        admin = AIOKafkaAdminClient(bootstrap_servers=servers)
-        await admin.start()
         settings = {"message.timestamp.type": "CreateTime"}
-        await admin.alter_configs([ConfigResource("topic", names.results, settings)])
-        await admin.close()
+        async with administrator(servers) as admin:
+            await admin.alter_configs([ConfigResource("topic", names.results, settings)])
         return names
 
     async with ferrying(servers, keeping_writers_times, directory) as ferry:

@@ -22,7 +22,7 @@ from checker import Outcome, violations
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Abort, Result, Split
 from stage import Stage, stage, until
-from workload import KIB, MIB, Message, cut, make_load, message, send, sending
+from workload import KIB, MIB, Message, cut, make_load, message, send, send_slowly, sending
 
 ROUNDS = int(os.environ.get("SPLITFERRY_FAULT_ROUNDS", "50"))
 SEED = int(os.environ.get("SPLITFERRY_FAULT_SEED", random.SystemRandom().randrange(2**32)))
@@ -117,7 +117,7 @@ async def one_round(
     if rng.random() < 0.85:
         await until(lambda: consumer.heard("partition taken") >= partitions, "taken", RESUMED)
     life = rng.uniform(0.05, 1.5)
-    feeding = asyncio.create_task(feed(run, producer, share, life))
+    feeding = asyncio.create_task(send_slowly(producer, run.names.splits, share, life))
     aimed = rng.random() < 0.4
     await asyncio.sleep(life / 2 if aimed else life)
     if aimed:
@@ -125,12 +125,6 @@ async def one_round(
             await until(run.transaction_open, "a transaction", bound=life / 2)
     await consumer.kill()
     await feeding
-
-
-async def feed(run: Stage, producer: AIOKafkaProducer, share: list[Message], life: float) -> None:
-    for single in share:
-        await send(producer, run.names.splits, [single])
-        await asyncio.sleep(life / len(share))
 
 
 class Kills:

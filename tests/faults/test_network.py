@@ -93,11 +93,7 @@ async def bad_network(broker: KillableBroker, number: int, directory: Path) -> N
 
 async def all_is_told(run: Stage, producer: AIOKafkaProducer, load: list[Message]) -> None:
     await send(producer, run.names.splits, load)
-
-    async def told() -> bool:
-        return await run.behind() == 0
-
-    await until(told, "all is told", 3 * RESUMED)
+    await until(run.caught_up, "all is told", 3 * RESUMED)
 
 
 async def test_the_first_connection_without_an_answer_ends_all_that_are_as_silent(

@@ -9,12 +9,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer
 
 from brokers import Topics
 from checker import violations
 from stage import Consumer, Stage, stage, until
-from workload import KIB, MIB, Message, make_load, send, sending
+from workload import KIB, MIB, make_load, send_slowly, sending
 
 SEED = int(os.environ.get("SPLITFERRY_FAULT_SEED", random.SystemRandom().randrange(2**32)))
 STEPS = 14
@@ -36,7 +35,7 @@ async def test_joining_and_leaving(
         # Each step brings its share, so that every change of the group happens under load.
         for number in range(STEPS):
             share = load[len(load) * number // STEPS : len(load) * (number + 1) // STEPS]
-            feeding = asyncio.create_task(feed(run, producer, share))
+            feeding = asyncio.create_task(send_slowly(producer, names.splits, share, 1.5))
             await asyncio.sleep(rng.uniform(0.1, 1.0))
             await change(run, members, rng, number)
             await feeding
@@ -47,12 +46,6 @@ async def test_joining_and_leaving(
         assert run.errors() == []
         taken = sum(consumer.heard("partition taken") for consumer in run.consumers)
         assert taken > 2 * PARTITIONS, "partitions have moved"
-
-
-async def feed(run: Stage, producer: AIOKafkaProducer, share: list[Message]) -> None:
-    for single in share:
-        await send(producer, run.names.splits, [single])
-        await asyncio.sleep(1.5 / len(share))
 
 
 async def change(run: Stage, members: list[Consumer], rng: random.Random, number: int) -> None:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.structs import OffsetAndMetadata
 
+from checker import read_committed
 from scene import RESUMED, Scene, scene, side_by_side
 from splitferry_cli.options import ENVIRONMENT_PREFIX
-from splitferry_protocol.records import Status
+from splitferry_consumer.kafka import stop_producer
+from splitferry_protocol.codec import encode_result
+from splitferry_protocol.errors import BatchTransferFailed
+from splitferry_protocol.ids import RequestId
+from splitferry_protocol.records import Block, Input, Result, Status
 from stage import Consumer, until
 from workload import MIB, message
 
@@ -29,6 +39,7 @@ async def test_transactions(bootstrap_servers: str, tmp_path: Path) -> None:
         results_hidden_by_a_transaction,
         transaction_timed_out_while_alive,
         second_producer_with_the_same_id,
+        left_open_by_kafka,
         producer_killed_in_the_middle,
     )
 
@@ -160,6 +171,101 @@ async def second_producer_with_the_same_id(servers: str, directory: Path) -> Non
         assert consumer.heard("partitions assigned") == 1
         await play.sound()
         assert play.run.errors() == []
+
+
+async def left_open_by_kafka(servers: str, directory: Path) -> None:
+    """Kafka takes a transaction for complete that it has not ended everywhere (KAFKA-20734: a
+    partition without a leader is passed over, as while its broker shuts down).
+
+    Its offset stays pending, its results hidden, and no new owner's epoch ends them. The log warns
+    that the partition is taken again, and tells the reason; each request has its one result. A
+    pending offset counts for nothing, as the results that it rests on may have been aborted.
+    Results alone become visible, as the offset beside them may have been committed.
+    """
+    async with scene(servers, directory, partitions=3) as play:
+        first = await play.consumer()
+        await play.told(*[await play.item(partition) for partition in range(3)])
+        await play.run.settle()
+        await first.stop()
+        pending, hidden, both = [await play.item(partition) for partition in range(3)]
+        async with unverified(play):
+            await leave_open(play, 0, pending, offset=True)
+            await leave_open(play, 1, hidden, results=True)
+            await leave_open(play, 2, both, offset=True, results=True)
+        consumer = await play.consumer(SESSION_TIMEOUT="60")
+        await play.told(pending, hidden, both)
+        for partition in range(3):
+            line = await play.said(consumer, AGAIN, f'"partition": {partition},')
+            assert line["error"] == "a transaction that Kafka had left open is ended now"
+
+        # While its owner lives, and has nothing more to tell. That one is fenced by what stands in
+        # for its own transaction here.
+        last = await play.item(0)
+        await play.told(last)
+        consumer.freeze()
+        async with unverified(play):
+            await leave_open(play, 0, last, offset=True)
+        consumer.thaw()
+        await until(lambda: consumer.heard("partition taken") > 3, "it looks by itself")
+        await play.sound(excused={hidden: (Status.EXPIRED, "BatchTransferFailed")})
+        told = {request: result.status for request, result in play.run.results.items()}
+        assert told[pending] is told[both] is Status.COMPLETED
+        assert len(await play.results()) == 7
+        assert play.run.errors() == []
+
+
+AGAIN = "partition is taken again"
+
+
+@asynccontextmanager
+async def unverified(play: Scene) -> AsyncIterator[None]:
+    """The broker takes records and offsets of transactions that it does not know of."""
+
+    async def configure(**configs: str) -> None:
+        named = {name.replace("_", "."): value for name, value in configs.items()}
+        await play.admin.alter_configs([ConfigResource(ConfigResourceType.BROKER, "1", named)])
+
+    await configure(transaction_partition_verification_enable="false")
+    try:
+        yield
+    finally:
+        await configure()
+
+
+async def leave_open(
+    play: Scene, partition: int, request: RequestId, *, offset: bool = False, results: bool = False
+) -> None:
+    """What is `True` is left open of a transaction of the partition's owner that has told that
+    `request` expired, and has committed an offset behind it; the rest is ended."""
+    source = TopicPartition(play.names.splits, partition)
+    told = TopicPartition(play.names.results, partition)
+    offsets = await read_committed(play.servers, play.run.group, play.names.splits)
+    committed, metadata = offsets[partition]
+    told_below = re.sub(r"P=\d+", f"P={committed + 2}", metadata)
+    result = Result(
+        request, f"items/{request}", 1, Block.FILE, None, play.run.group, Status.EXPIRED,
+        BatchTransferFailed(request, "as the test wants it"), 1000, None, None, 1, 0,
+        Input(*source, committed, committed + 1), None, False, 1,
+    )  # fmt: skip
+    owner = AIOKafkaProducer(
+        bootstrap_servers=play.servers,
+        transactional_id=f"{play.run.group}/{play.names.splits}/{partition}",
+    )
+    await owner.start()
+    manager = owner._txn_manager
+    await owner.begin_transaction()
+    # Taken for known to the broker, it is not told, and ends nothing there.
+    if results:
+        manager._txn_partitions.add(told)
+        await owner.send_and_wait(*told[:1], encode_result(result), request.key, partition)
+    if offset:
+        manager._txn_consumer_group = play.run.group
+    await owner.send_offsets_to_transaction(
+        {source: OffsetAndMetadata(committed + 2, told_below)}, play.run.group
+    )
+    if not offset:
+        await owner.commit_transaction()
+    await stop_producer(owner)
 
 
 async def producer_killed_in_the_middle(servers: str, directory: Path) -> None:

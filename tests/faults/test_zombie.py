@@ -16,7 +16,7 @@ from brokers import Topics
 from checker import violations
 from splitferry_protocol.ids import RequestId
 from stage import Consumer, Stage, stage, until
-from workload import KIB, MIB, Message, cut, make_load, message, send, sending
+from workload import KIB, MIB, cut, make_load, message, send, send_slowly, sending
 
 SEED = int(os.environ.get("SPLITFERRY_FAULT_SEED", random.SystemRandom().randrange(2**32)))
 PARTITIONS = 2
@@ -41,7 +41,8 @@ async def test_a_zombie_changes_nothing_and_comes_back(
     async with stage(bootstrap_servers, names, tmp_path) as run, sending(run.servers) as producer:
         zombie = await run.consumer()
         await until(lambda: zombie.heard("partition taken") == PARTITIONS, "a start")
-        feeding = asyncio.create_task(feed(run, producer, load[: len(load) // 2]))
+        early, late = load[: len(load) // 2], load[len(load) // 2 :]
+        feeding = asyncio.create_task(send_slowly(producer, names.splits, early, 2))
         if caught == "writing":
             await catch_writing(run, zombie)
         else:
@@ -49,13 +50,13 @@ async def test_a_zombie_changes_nothing_and_comes_back(
             await catch_in_a_transaction(run, producer, zombie)
         await feeding
         successor = await run.consumer()
-        await send(producer, names.splits, load[len(load) // 2 :][: len(load) // 4])
+        await send(producer, names.splits, late[: len(late) // 2])
         await until(lambda: successor.heard("partition taken") == PARTITIONS, "a new owner")
         if wakes == "early":
             await wake(run, zombie)
-        await send(producer, names.splits, load[len(load) // 2 :][len(load) // 4 :])
+        await send(producer, names.splits, late[len(late) // 2 :])
         if wakes == "late":
-            await until(lambda: done(run), "the successor does all the work")
+            await until(run.caught_up, "the successor does all the work")
             await wake(run, zombie)
         # It holds one of the partitions again, and receives as any other.
         more = make_load(rng, 24, PARTITIONS, SIZES, node=8)
@@ -66,22 +67,12 @@ async def test_a_zombie_changes_nothing_and_comes_back(
         assert run.errors() == []
 
 
-async def done(run: Stage) -> bool:
-    return await run.behind() == 0
-
-
 async def wake(run: Stage, zombie: Consumer) -> None:
     before = zombie.heard("partition taken")
     run.look()
     zombie.thaw()
     await until(lambda: zombie.heard("partition taken") > before, "the zombie is a member again")
     run.look()
-
-
-async def feed(run: Stage, producer: AIOKafkaProducer, share: list[Message]) -> None:
-    for single in share:
-        await send(producer, run.names.splits, [single])
-        await asyncio.sleep(0.01)
 
 
 async def catch_writing(run: Stage, consumer: Consumer) -> None:

@@ -11,9 +11,9 @@ import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from bombs import CODECS, GZIP, LZ4, PACK, SNAPPY, ZSTD, batch, bomb, record, send_batch
-from brokers import Topics
+from brokers import Topics, administrator
 from checker import CONNECT, read_outcomes, read_topic, violations
-from place import Place, administrator, results_of
+from place import Place, results_of
 from splitferry_consumer.batches import UNPACKED_MAX
 from splitferry_consumer.fetching import POLL_MAX
 from splitferry_consumer.kafka import AiokafkaTransport

@@ -13,10 +13,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from brokers import Topics
+from brokers import Topics, administrator
 from checker import read_topic
 from command import Outcome, command, topics_of
-from place import administrator
 from splitferry_cli import requeue as requeuing
 from splitferry_cli.failures import Failure
 from splitferry_cli.requeue import Handled, requeue

@@ -23,11 +23,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.structs import OffsetAndMetadata
 
-from brokers import SPLITS_BYTES, run
+from brokers import SPLITS_BYTES, administrator, run
 from checker import look, read_committed, read_history, read_outcomes, read_topic, violations
 from console import REPOSITORY, Console, Section, Step, blocks, console, pages, sections, spans
 from kafka_tools import put_kafka_tools
-from place import administrator
 from small_disk import can_mount, small_disk
 from splitferry_cli.app import splitferry
 from splitferry_cli.broker import LocalBroker

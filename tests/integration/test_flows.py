@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from brokers import Topics
+from brokers import Topics, administrator
 from checker import CONNECT, read_outcomes, violations
-from place import BOUND, Place, administrator, results_of
+from place import BOUND, Place, results_of
 from splitferry_consumer import ReceivedItem
 from splitferry_producer import FileSource, MemorySource, StreamSource
 from splitferry_protocol.errors import VersionMismatch, WriteDataFailed

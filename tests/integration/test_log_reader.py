@@ -9,8 +9,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from bombs import ZSTD, batch, bomb, record, send_batch
-from brokers import Topics
-from place import administrator
+from brokers import Topics, administrator
 from splitferry_consumer.batches import UNPACKED_MAX
 from splitferry_consumer.log_reader import LogReader
 from splitferry_consumer.transport import (

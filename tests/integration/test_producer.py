@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin import NewPartitions
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from structlog.testing import capture_logs
 
-from brokers import Topics
+from brokers import Topics, administrator
 from splitferry_cli import abort as cli_abort
 from splitferry_producer import (
     ConnectionSettings,
@@ -71,16 +71,6 @@ def connect(bootstrap_servers: str, tmp_path: Path) -> Connect:
         )
 
     return make
-
-
-@asynccontextmanager
-async def administrator(servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    client = AIOKafkaAdminClient(bootstrap_servers=servers)
-    await client.start()
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 def result_for(split: Split, group: str, status: Status, item: bytes = b"") -> Result:

@@ -12,10 +12,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from brokers import Topics
+from brokers import Topics, administrator
 from checker import look
 from command import Outcome, command, topics_of
-from place import administrator
 from splitferry_protocol.records import Block, Status
 from stage import Stage, stage, until
 from workload import KIB, MIB, make_load, send, sending

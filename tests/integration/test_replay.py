@@ -17,10 +17,10 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
-from brokers import Topics
+from brokers import Topics, administrator
 from checker import look
 from command import Outcome, command, topics_of
-from place import Place, administrator
+from place import Place
 from replays import replayed
 from splitferry_consumer.log_reader import LogReader
 from splitferry_consumer.rebuilding import Bounds, Source

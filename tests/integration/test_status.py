@@ -20,10 +20,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic, RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata
 
-from brokers import Topics
+from brokers import Topics, administrator
 from checker import read_committed
 from command import Outcome, command, topics_of
-from place import administrator
 from splitferry_consumer.inquiry import TopicView
 from splitferry_consumer.log_reader import LogReader
 from splitferry_consumer.onlooker import Onlooker, SurveyedPartition

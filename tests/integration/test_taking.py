@@ -16,9 +16,9 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.structs import OffsetAndMetadata
 from structlog.testing import capture_logs
 
-from brokers import Topics
+from brokers import Topics, administrator
 from checker import read_committed, read_outcomes, violations
-from place import BOUND, Place, administrator
+from place import BOUND, Place
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Result
 from workload import cut, message

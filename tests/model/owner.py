@@ -65,6 +65,9 @@ class Answered:
         self._ask("fence")
         return self
 
+    async def settle(self) -> None:
+        pass
+
     async def committed(self, partition: int) -> tuple[int, str] | None:
         return cast("tuple[int, str] | None", self._ask("committed"))
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin import NewPartitions
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
-from brokers import KillableBroker
+from brokers import KillableBroker, administrator
 from proxy import Proxy
 from shim import Shim
 from small_disk import SmallDisk
@@ -161,22 +161,12 @@ async def broker_frozen(world: World) -> AsyncIterator[None]:
         world.broker.thaw()
 
 
-@asynccontextmanager
-async def _administrator(world: World) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=world.broker.bootstrap_servers)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
-
-
 @fault("broker", "the results topic takes no records")
 async def results_refused(world: World) -> AsyncIterator[None]:
     async def take(size: int) -> None:
         settings = {"max.message.bytes": str(size)}
         topic = ConfigResource(ConfigResourceType.TOPIC, world.run.names.results, configs=settings)
-        async with _administrator(world) as admin:
+        async with administrator(world.broker.bootstrap_servers) as admin:
             await admin.alter_configs([topic])
 
     await take(100)
@@ -190,7 +180,7 @@ async def results_refused(world: World) -> AsyncIterator[None]:
 async def partitions_added(world: World) -> AsyncIterator[None]:
     if world.partitions < MOST_PARTITIONS:
         added = world.partitions
-        async with _administrator(world) as admin:
+        async with administrator(world.broker.bootstrap_servers) as admin:
             for topic in (world.run.names.results, world.run.names.splits):
                 await admin.create_partitions({topic: NewPartitions(total_count=added + 1)})
         await asyncio.sleep(1)  # until the broker itself has heard of it
