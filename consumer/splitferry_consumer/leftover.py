@@ -29,6 +29,22 @@ class Leftover:
     def __bool__(self) -> bool:
         return self.offset or self.results
 
+    @property
+    def commits(self) -> bool:
+        """How to end it.
+
+        Which end is right, only the ends that Kafka did write can tell. None of them is known, so
+        this is the one that loses nothing:
+
+        - A pending offset is aborted, with the results beside it. Committed, it would say that all
+          below it is told, while those results may have been aborted. The offset from before leads
+          to them once more, and of results that are visible none is told again.
+        - Results alone are committed. The offset beside them may have been, and then nobody would
+          come to tell them again. No other owner has told them: none can take the partition
+          while it cannot read its results.
+        """
+        return not self.offset
+
 
 async def leftover(
     inquiry: Inquiry,
@@ -53,27 +69,13 @@ async def end_leftover(
     source: TopicPartition,
     results: TopicPartition,
 ) -> None:
-    """End it. Afterwards only the logs can tell how things stand.
-
-    Which end is right, only the ends that Kafka did write can tell. None of them is known, so this
-    takes the one that loses nothing:
-
-    - A pending offset is aborted, with the results beside it. Committed, it would say that all
-      below it is told, while those results may have been aborted. The offset from before leads
-      to them once more, and of results that are visible none is told again.
-    - Results alone are committed. The offset beside them may have been, and then nobody would
-      come to tell them again. No other owner has told them: none can take the partition
-      while it cannot read its results.
-
-    Raises:
-        KafkaError: as from the producer.
-    """
+    """End it. Afterwards only the logs can tell how things stand. Raises KafkaError."""
     await producer.begin_transaction()
     if left.results:
         producer._txn_manager.maybe_add_partition_to_txn(results)
-    if left.offset:
+    if left.commits:
+        await producer.commit_transaction()
+    else:
         # Only so aiokafka tells of the group; it is aborted whatever happens from here on.
         await producer.send_offsets_to_transaction({source: OffsetAndMetadata(0, "")}, group)
         await producer.abort_transaction()
-    else:
-        await producer.commit_transaction()

@@ -32,6 +32,7 @@ from model.worlds import SMALL, WORLDS, World
 from splitferry_consumer.bookmark import Bookmark
 from splitferry_consumer.catalogue import Row
 from splitferry_consumer.ledger import DeadLetter
+from splitferry_consumer.leftover import Leftover
 from splitferry_consumer.taking import Misfit
 from splitferry_consumer.targets import Verdict
 from splitferry_consumer.transport import Record
@@ -95,6 +96,10 @@ class Transaction(NamedTuple):
     letters: tuple[tuple[RequestId | None, int], ...]
     left: str = ""
     """Which markers are still to be written, once it is decided."""
+    passed: bool = False
+    """Kafka takes it for complete, and does not write them."""
+    pending: bool = False
+    """The offset of one before it was left so."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class Budget(NamedTuple):
     timeouts: int
     foreign: int
     resets: int
+    passes: int
 
 
 class Change(NamedTuple):
@@ -216,7 +222,10 @@ class Model:
         entries: tuple[Entry, ...] = value[here[RECORDS]]
         transaction: Transaction | None = value[here[TRANSACTION]]
         number = self.parts.of
-        if transaction is not None and transaction.left:
+        if transaction is not None and transaction.left and not transaction.passed:
+            if (spent := self._spent(state, "passes")) is not None:
+                passed = number(transaction._replace(passed=True))
+                yield "Kafka passes over", self._with(state, p, {TRANSACTION: passed, **spent})
             for marker in transaction.left if self.world.apart else ("",):
                 changes = {}
                 if marker != "o":
@@ -224,9 +233,10 @@ class Model:
                 if marker != "r":
                     changes[COMMITTED] = number(transaction.commit)
                 left = transaction.left.replace(marker, "") if marker else ""
-                changes[TRANSACTION] = number(transaction._replace(left=left) if left else None)
+                after = transaction._replace(left=left, pending=transaction.pending and "o" in left)
+                changes[TRANSACTION] = number(after if left else None)
                 yield f"marker {marker}", self._with(state, p, changes)
-        elif transaction is not None and (spent := self._spent(state, "timeouts")) is not None:
+        elif transaction and not transaction.passed and (spent := self._spent(state, "timeouts")):
             changes = self._aborted(state, p) | self._fenced(state, p) | spent
             yield "the transaction times out", self._with(state, p, changes)
         if (spent := self._spent(state, "foreign")) is not None:
@@ -247,9 +257,29 @@ class Model:
             yield "the new log grows", self._with(state, p, {LOG: 2})
 
     def _aborted(self, state: State, p: int) -> dict[int, int]:
-        entries = self.parts.values[state[p * WIDTH + RECORDS]]
-        ended = (*_ended(entries, "aborted"), Entry(None, ""))
-        return {RECORDS: self.parts.of(ended), TRANSACTION: self.parts.of(None)}
+        value, number = self.parts.values, self.parts.of
+        transaction: Transaction = value[state[p * WIDTH + TRANSACTION]]
+        ended = (*_ended(value[state[p * WIDTH + RECORDS]], "aborted"), Entry(None, ""))
+        # It may not have come to its own offset, which would end the one from before.
+        left = (
+            Transaction(transaction.commit, (), "o", passed=True) if transaction.pending else None
+        )
+        return {RECORDS: number(ended), TRANSACTION: number(left)}
+
+    def _ending(self, state: State, p: int) -> dict[int, int]:
+        """What an owner does about markers that Kafka has not written; empty: there are none."""
+        value, number = self.parts.values, self.parts.of
+        transaction: Transaction | None = value[state[p * WIDTH + TRANSACTION]]
+        if transaction is None or not transaction.passed:
+            return {}
+        left = Leftover("o" in transaction.left, "r" in transaction.left)
+        entries = value[state[p * WIDTH + RECORDS]]
+        if left.results:
+            entries = *_ended(entries, "committed" if left.commits else "aborted"), Entry(None, "")
+        changes = {RECORDS: number(entries), TRANSACTION: number(None)}
+        if left.commits and left.offset:
+            changes[COMMITTED] = number(transaction.commit)
+        return changes
 
     def _fenced(self, state: State, p: int) -> dict[int, int]:
         """A new epoch: who holds an older one is stale."""
@@ -303,13 +333,23 @@ class Model:
         match operation:
             case "fence":
                 transaction: Transaction | None = value[state[base + TRANSACTION]]
-                if transaction is not None:
+                if transaction is not None and not transaction.passed:
                     if transaction.left:
                         return  # decided: the coordinator lets nobody in before it is done
                     changes |= self._aborted(state, p)
                 changes |= self._fenced(state, p)
                 fresh = 1
+            case "settle":
+                ending = self._ending(state, p)
+                if ending:
+                    # Who was fenced meanwhile cannot end it.
+                    ended = self._with(state, p, {place: again, **(ending if fresh else {})})
+                    yield f"{name} ends what is left open", ended
+                    return
             case "committed":
+                if "o" in self._left(state, p):
+                    yield f"{name} is told that it is pending", self._with(state, p, {place: again})
+                    return
                 answer = value[state[base + COMMITTED]]
             case "splits_bounds":
                 start, log = self.log(state, p)
@@ -340,6 +380,11 @@ class Model:
         asked = replace(owner, answers=(*owner.answers, (operation, answer)))
         changes[place] = self.owners.of(asked) << 1 | fresh
         yield f"{name} {operation}", self._with(state, p, changes)
+
+    def _left(self, state: State, p: int) -> str:
+        """Which markers Kafka has not written, and will not write."""
+        transaction: Transaction | None = self.parts.values[state[p * WIDTH + TRANSACTION]]
+        return transaction.left if transaction is not None and transaction.passed else ""
 
     def _question(self, owner: Taking, p: int) -> tuple[Any, ...]:
         answers = [
@@ -501,7 +546,14 @@ class Model:
             return  # whatever it sends is refused, and then it loses the partition
         again = self.owners.of(Taking()) << 1
         if tenancy.batch is None:
-            if transaction is not None:
+            left = self._left(state, p)
+            if left:
+                dropped = self._dropped(state, p, place, tenancy, again)
+                ending = self._ending(state, p)
+                yield f"{name} ends what was left open", self._with(dropped, p, ending)
+            # With results alone left open, an offset committed, and a transaction after it that
+            # is aborted, they are lost: the known limit of docs/RELIABILITY.md.
+            if transaction is not None and "o" not in left:
                 return  # markers are still being written
             entries: tuple[Entry, ...] = value[state[base + RECORDS]]
             made, appended = self.act(owner, "begin", len(entries), key=len(entries))
@@ -517,7 +569,7 @@ class Model:
             changes = {
                 place: made << 1 | 1,
                 RECORDS: number(grown),
-                TRANSACTION: number(Transaction(appended.commit, letters)),
+                TRANSACTION: number(Transaction(appended.commit, letters, pending=bool(left))),
             }
             yield f"{name} begins", self._with(state, p, changes)
             return

@@ -66,7 +66,7 @@ class Answered:
         return self
 
     async def settle(self) -> None:
-        pass
+        self._ask("settle")
 
     async def committed(self, partition: int) -> tuple[int, str] | None:
         return cast("tuple[int, str] | None", self._ask("committed"))

@@ -42,6 +42,8 @@ class World:
     """Shared memory is kept account of."""
     apart: bool = False
     """The markers of one transaction are written one by one."""
+    passes: int = 0
+    """Times that Kafka takes a transaction for complete without its last markers."""
     changed: Log | None = None
     """The log of partition 0 after the topic was made anew."""
     truncated: int = 0
@@ -113,6 +115,7 @@ SMALL = [
     _world("file given up", w(1, **FILE), **AFTER, decisions=1),
     _world("offsets by hand", h(1), w(2, "a"), t(1), w(2, "b"), **AFTER, resets=1),
     _world("topic made anew", w(1), **AFTER, changed=[w(3)]),
+    _world("passed over", w(1), w(2, "a"), w(2, "b"), **AFTER, apart=True, passes=1),
 ]
 
 WORLDS = [
@@ -156,6 +159,7 @@ WORLDS = [
     _world("horizon, no company", h(1), w(2), horizon=0, **ZOMBIE),
     _world("hanging transaction", h(1), w(2), t(1), foreign=1, **ZOMBIE),
     _world("markers apart", h(1), w(2), t(1), **STORM, apart=True),
+    _world("passed over", h(1), w(2), t(1), **STORM, apart=True, passes=1),
     _world("made anew", w(1), w(2), w(1), crashes=1, takes=1, changed=[w(3), h(4)]),
     _world("truncated", h(1), w(2), t(1), w(3), crashes=1, takes=1, truncated=2),
 ]
