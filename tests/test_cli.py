@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +24,11 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from failing import nobody_may_list
+from splitferry_cli import cluster
 from splitferry_cli.app import splitferry
 from splitferry_cli.bars import Bars
 from splitferry_cli.cluster import records
-from splitferry_cli.failures import explain
+from splitferry_cli.failures import Failure, explain, told
 from splitferry_cli.logs import demote_retries
 from splitferry_cli.output import (
     Output,
@@ -284,3 +291,119 @@ def test_transaction_retries_are_no_warnings(message: str, level: int) -> None:
     record = logging.LogRecord("aiokafka", logging.WARNING, "", 0, message, None, None)
     demote_retries(record)
     assert record.levelno == level
+
+
+def test_what_a_group_of_tasks_tripped_over_is_told() -> None:
+    group = ExceptionGroup("unhandled errors in a TaskGroup", [AttributeError("no buffer")])
+    assert told(group, "a:1").startswith("unexpected AttributeError: no buffer")
+
+
+# A `send` without brokers.
+SEND = """
+import asyncio, sys
+from splitferry_cli import send
+from splitferry_producer import Sent
+from splitferry_protocol.ids import RequestId
+class Producer:
+    def __init__(self, *_, **__): pass
+    async def __aenter__(self): return self
+    async def __aexit__(self, *_): pass
+    async def send(self, source, *, unique_id, version, **_):
+        return Sent(RequestId(7, 1), 0, unique_id, version, 3, bytes(32))
+send.Producer = Producer
+from splitferry_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("form", ["--json", "--no-json"])
+def test_whose_output_nobody_reads_ends_without_a_word(tmp_path: Path, form: str) -> None:
+    (tmp_path / "a").touch()
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    ended = subprocess.run(
+        [sys.executable, "-c", SEND, "send", "--no-wait", form, tmp_path / "a"],
+        stdout=write_end, stderr=subprocess.PIPE, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    os.close(write_end)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_standard_input_that_is_closed_is_told() -> None:
+    ended = subprocess.run(
+        ["sh", "-c", '"$0" "$@" <&-', sys.executable, "-c", SEND,
+         "send", "--no-wait", "--json", "-", "--unique-id", "x"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert '"standard input is closed"' in ended.stdout, ended
+
+
+HANGS = """
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+def hanging(path):
+    print("listing", flush=True)
+    time.sleep(600)
+os.scandir = hanging
+from splitferry_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_what_a_thread_holds_up(tmp_path: Path, number: int) -> None:
+    """As a file system whose server is away."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGS, "send", tmp_path], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            assert process.poll() is None, "the first one lets it end by itself"
+            for _ in range(100):  # what comes while it is ending still counts as the first
+                process.send_signal(number)
+                with suppress(subprocess.TimeoutExpired):
+                    assert process.wait(0.3) == 130
+                    return
+            raise AssertionError("it does not end")
+        finally:
+            process.kill()
+
+
+async def test_records_that_do_not_come_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        """A reader whose broker says where the log ends, and then nothing more."""
+
+        def seek(self, where: Any, offset: int) -> None: ...
+
+        async def beginning_offsets(self, wanted: Any) -> Any:
+            return dict.fromkeys(wanted, 0)
+
+        async def end_offsets(self, wanted: Any) -> Any:
+            return dict.fromkeys(wanted, 1)
+
+        async def position(self, where: Any) -> int:
+            return 0
+
+        async def getmany(self, *wanted: Any, timeout_ms: int) -> Any:
+            await asyncio.sleep(0.01)
+            return {}
+
+    @asynccontextmanager
+    async def reader(*_: Any) -> AsyncIterator[Any]:
+        yield Silent()
+
+    monkeypatch.setattr(cluster, "_reader", reader)
+    monkeypatch.setattr(cluster, "SILENCE", 0.2)
+    with pytest.raises(Failure, match=r"nothing came of t, partition 0, for 0\.2 s"):
+        _ = [record async for record in records(ConnectionSettings(), "t", [0])]
+
+
+async def test_an_empty_unique_id_is_no_id(tmp_path: Path) -> None:
+    """As of a shell's variable that is not set."""
+    (tmp_path / "f").touch()
+    with pytest.raises(click.UsageError, match="0 bytes"):
+        await items_of([str(tmp_path / "f")], "", Block.FILE)

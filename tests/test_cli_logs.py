@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -64,3 +66,12 @@ def test_an_exception_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         structlog.get_logger("splitferry_consumer.partition").exception("failed")
     (line,) = lines(capsys)
     assert "ValueError: why" in str(line["exception"])
+
+
+def test_a_standard_error_that_is_closed_changes_nothing() -> None:
+    ended = subprocess.run(
+        ["sh", "-c", '"$0" -m splitferry_cli completion bash 2>&-', sys.executable],
+        stdout=subprocess.PIPE, check=False, timeout=30,
+    )  # fmt: skip
+    assert ended.returncode == 0
+    assert ended.stdout

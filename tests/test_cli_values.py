@@ -84,3 +84,13 @@ def test_good_values_pass_and_pass_again() -> None:
         once = kind.convert(text, None, None)
         assert once == value
         assert kind.convert(once, None, None) == value
+
+
+@pytest.mark.parametrize(("text", "size"), [("1.001kB", 1001), ("1.005GB", 1_005_000_000)])
+def test_a_size_with_a_point_is_exact(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_a_huge_size_is_wrong_usage() -> None:
+    with pytest.raises(ValueError, match="not a whole number"):
+        parse_size("9" * 310 + ".5")

@@ -238,8 +238,10 @@ async def test_a_folder_is_listed_in_one_order_and_says_what_it_leaves_out(
         (b"fifo", "is no regular file"),
         (b"link", "is a symbolic link"),
         (b"loop", "is a symbolic link"),
-        (b"not?", "cannot be named: the path is not valid UTF-8"),
     ]  # fmt: skip
+    assert [(path.name.encode(errors="replace"), cause) for path, cause in listing.failed] == [
+        (b"not?", "cannot be named: the path is not valid UTF-8"),
+    ]
     assert [entry["event"] for entry in logs] == ["not sent"] * 5
 
 
@@ -259,7 +261,7 @@ async def test_a_folder_inside_that_cannot_be_listed_is_told(
         listing = await list_folder(tmp_path)
     assert [file.unique_id for file in listing.files] == ["open/file"]
     assert listing.skipped == ()
-    assert listing.unreadable == ((tmp_path / "shut", "cannot be listed: Permission denied"),)
+    assert listing.failed == ((tmp_path / "shut", "cannot be listed: Permission denied"),)
     assert len(logs) == 1
 
 

@@ -265,3 +265,14 @@ async def failing() -> AsyncIterator[bytes]:
 async def test_a_stream_that_cannot_be_read_says_so(stream: Any, told: str) -> None:
     with pytest.raises(SourceError, match=told):
         await parts_of(StreamSource(stream, name="feed"), 3)
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs /proc")
+async def test_a_file_that_says_it_is_empty_is_not_sent_as_empty() -> None:
+    source = FileSource("/proc/version")
+    await source.open()
+    try:
+        with pytest.raises(SourceError, match="more bytes than its size says"):
+            await source.read(0, 512 * 1024, hashlib.sha256())
+    finally:
+        await source.close()

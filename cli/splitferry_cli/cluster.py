@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -39,6 +40,8 @@ Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
 POLL_MS = 500
 FETCH_BYTES = 4 * 1024 * 1024
 COORDINATOR_SECONDS = 15
+SILENCE = 30.0
+"""Seconds without a record, where there are some, after which reading is given up."""
 _COORDINATOR_MOVES = (
     GroupCoordinatorNotAvailableError,
     GroupLoadInProgressError,
@@ -295,10 +298,20 @@ async def records(
         for where in wanted:
             consumer.seek(where, max(first[where], (starts or {}).get(where.partition, 0)))
         left = set(wanted)
+        before, moved = dict[TopicPartition, int](), time.monotonic()
         while left := {where for where in left if await consumer.position(where) < end[where]}:
             for batch in (await consumer.getmany(*left, timeout_ms=POLL_MS)).values():
                 for record in batch:
                     yield record
+            now = {where: await consumer.position(where) for where in left}
+            if now != before:
+                before, moved = now, time.monotonic()
+            elif time.monotonic() - moved > SILENCE:
+                numbers = ", ".join(str(where.partition) for where in sorted(left))
+                raise Failure(
+                    f"nothing came of {topic}, partition {numbers}, for {SILENCE:g} s: see that "
+                    "the brokers that lead it are up"
+                )
 
 
 async def follow(

@@ -19,7 +19,7 @@ import click
 from splitferry_protocol.connection import SASL_MECHANISMS, SECURITY_PROTOCOLS, ConnectionSettings
 
 from . import logs
-from .failures import Failure, told, usage
+from .failures import Failure, first, told, usage
 from .options import Option, defaults_from, read_config
 from .output import Output
 from .topic_rules import Names
@@ -205,14 +205,15 @@ class Command(click.Command):
             raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except BrokenPipeError:
-            # Who read our output has left. Nothing may be flushed to it at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise click.exceptions.Exit(1) from None
-        except Exception as error:
+        except Exception as caught:
+            cause = first(caught)
+            if isinstance(cause, BrokenPipeError):
+                # Who read our output has left. Nothing may be flushed to it at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise click.exceptions.Exit(1) from None
             if verbose:
                 traceback.print_exc()
-            raise Failure(told(error, connection.bootstrap_servers)) from error
+            raise Failure(told(cause, connection.bootstrap_servers)) from caught
 
 
 class Group(click.Group):
@@ -269,6 +270,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
         def interrupt() -> None:
             nonlocal interrupted
+            if task.done():  # what is left is a thread that hangs, and the loop waits for it
+                os._exit(INTERRUPTED)
             interrupted = True
             task.cancel()
 

@@ -33,19 +33,25 @@ def usage(error: click.UsageError) -> str:
     return f"{message} (see `{error.ctx.command_path} --help`)"
 
 
+def first(error: BaseException) -> BaseException:
+    """What went wrong first, where a group of tasks tells it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def explain(error: BaseException, servers: str) -> str | None:
     """One line about `error` for people; None for one that nobody foresaw.
 
     Args:
         servers: the bootstrap servers in use.
     """
+    error = first(error)
     match error:
         case ProducerError():
             return error.message
         case TransportError() | StartError():
             return str(error)
-        case BaseExceptionGroup():
-            return explain(error.exceptions[0], servers)
         case kafka.SaslAuthenticationFailed() | kafka.AuthenticationFailedError():
             return "the broker refused the login: check --sasl-username and --sasl-password-file"
         case kafka.UnsupportedSaslMechanismError() | kafka.AuthenticationMethodNotSupported():
@@ -87,6 +93,7 @@ def explain(error: BaseException, servers: str) -> str | None:
 
 def told(error: BaseException, servers: str) -> str:
     """One line about `error`, also where nobody foresaw it."""
+    error = first(error)
     said = explain(error, servers)
     if said is None:
         said = f"unexpected {type(error).__name__}: {error} (--verbose shows where)"

@@ -65,7 +65,7 @@ def configure(*, verbose: bool, service: bool, worker: int | None = None) -> Non
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():  # None: closed by who started us
         # Without the values of variables, among which may be a password.
         tracebacks = structlog.dev.RichTracebackFormatter(show_locals=False)
         last.append(structlog.dev.ConsoleRenderer(exception_formatter=tracebacks))

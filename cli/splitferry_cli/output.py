@@ -23,6 +23,12 @@ STYLES = {
 }
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich's own ends the program in the middle of a task.
+        raise BrokenPipeError
+
+
 class Output:
     """Standard output in the form that was asked for."""
 
@@ -31,7 +37,7 @@ class Output:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that the terminal's encoding lacks is no reason to fail.
             sys.stdout.reconfigure(errors="backslashreplace")
-        self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.console: Console = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @property
     def live(self) -> bool:

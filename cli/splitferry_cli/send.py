@@ -49,6 +49,8 @@ class Item:
         if self.problem is not None:
             raise SourceError(str(self.path), self.problem)
         if self.path is None:
+            if sys.stdin is None:  # closed by who started us
+                raise SourceError("standard input", "is closed")
             return StreamSource(sys.stdin.buffer, block, "standard input")
         return FileSource(self.path, block)
 
@@ -189,10 +191,11 @@ async def items_of(paths: Sequence[str], unique_id: str | None, block: Block) ->
             items += [Item(file.path, file.unique_id) for file in listing.files]
             items += [
                 Item(below, below.relative_to(path).as_posix(), cause)
-                for below, cause in listing.unreadable
+                for below, cause in listing.failed
             ]
         elif await asyncio.to_thread(path.exists):
-            items.append(Item(path, unique_id or (await asyncio.to_thread(path.absolute)).name))
+            name = (await asyncio.to_thread(path.absolute)).name if unique_id is None else unique_id
+            items.append(Item(path, name))
         else:
             raise click.UsageError(f"{path} does not exist")
     if unique_id is not None and len(items) > 1:

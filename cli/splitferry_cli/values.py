@@ -6,6 +6,7 @@ import math
 import re
 import time
 from datetime import datetime
+from fractions import Fraction
 from typing import Any
 
 import click
@@ -29,10 +30,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
         raise ValueError(f"{text!r} is not a size: write bytes, or 512KiB, 1MiB, 2GiB")
-    size = float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]]
-    if "." not in match[1]:
-        size = int(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]]
-    if size != int(size):
+    size = Fraction(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]]
+    if size.denominator != 1:
         raise ValueError(f"{text!r} is not a whole number of bytes")
     return int(size)
 

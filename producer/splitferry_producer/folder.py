@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from splitferry_protocol.paths import path_problem
+from splitferry_protocol.paths import PRIVATE_DIRECTORY, path_problem
 
 from .errors import SourceError
 
@@ -35,16 +35,16 @@ class Listing:
 
     Attributes:
         files: what can be sent. Whether it can be read shows when it is sent.
-        skipped: path and cause of what is left out: symbolic links (what they point to may lie
-            outside, or be sent already), sockets, FIFOs, devices, names that a consumer refuses
-            (not UTF-8, too long, in `.splitferry/`). Each was logged as a warning.
-        unreadable: path and cause of folders that cannot be listed, logged likewise: what is in
-            them is not known.
+        skipped: path and cause of what is no item: symbolic links (what they point to may lie
+            outside, or be sent already), sockets, FIFOs, devices, what lies in `.splitferry/`.
+            Each was logged as a warning.
+        failed: path and cause of what should be sent and cannot be, logged likewise: folders that
+            cannot be listed, files with names that a consumer refuses (not UTF-8, too long).
     """
 
     files: tuple[FolderFile, ...]
     skipped: tuple[tuple[Path, str], ...]
-    unreadable: tuple[tuple[Path, str], ...] = ()
+    failed: tuple[tuple[Path, str], ...] = ()
 
 
 async def list_folder(folder: str | os.PathLike[str]) -> Listing:
@@ -54,7 +54,7 @@ async def list_folder(folder: str | os.PathLike[str]) -> Listing:
         SourceError: the folder itself cannot be listed.
     """
     listing = await asyncio.to_thread(_list, Path(folder))
-    for path, cause in (*listing.skipped, *listing.unreadable):
+    for path, cause in (*listing.skipped, *listing.failed):
         # A name that is not UTF-8 is shown with replacement characters.
         _log.warning("not sent", path=os.fsencode(path).decode(errors="replace"), cause=cause)
     return listing
@@ -63,7 +63,7 @@ async def list_folder(folder: str | os.PathLike[str]) -> Listing:
 def _list(root: Path) -> Listing:
     files: list[FolderFile] = []
     skipped: list[tuple[Path, str]] = []
-    unreadable: list[tuple[Path, str]] = []
+    failed: list[tuple[Path, str]] = []
     folders = [root]
     while folders:
         folder = folders.pop()
@@ -74,7 +74,7 @@ def _list(root: Path) -> Listing:
             cause = f"cannot be listed: {error.strerror}"
             if folder is root:
                 raise SourceError(str(root), cause) from error
-            unreadable.append((folder, cause))
+            failed.append((folder, cause))
             continue
         for entry in entries:
             path = Path(entry.path)
@@ -85,8 +85,9 @@ def _list(root: Path) -> Listing:
             elif not entry.is_file(follow_symlinks=False):
                 skipped.append((path, "is no regular file"))
             elif problem := path_problem(unique_id := path.relative_to(root).as_posix()):
-                skipped.append((path, f"cannot be named: {problem}"))
+                ours = path.relative_to(root).parts[0].casefold() == PRIVATE_DIRECTORY
+                (skipped if ours else failed).append((path, f"cannot be named: {problem}"))
             else:
                 files.append(FolderFile(path, unique_id))
     files.sort(key=lambda file: file.unique_id.encode())
-    return Listing(tuple(files), tuple(sorted(skipped)), tuple(sorted(unreadable)))
+    return Listing(tuple(files), tuple(sorted(skipped)), tuple(sorted(failed)))

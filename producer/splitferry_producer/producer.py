@@ -20,7 +20,7 @@ from splitferry_protocol.errors import cut
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.partitioning import partition_for
 from splitferry_protocol.paths import path_problem
-from splitferry_protocol.records import REASON_MAX, Abort, Accepted, Block, Result, Split
+from splitferry_protocol.records import REASON_MAX, Abort, Accepted, Block, Result, Split, Status
 from splitferry_protocol.rights import TOPIC, Right
 
 from .cluster import client_options, inspect
@@ -318,11 +318,16 @@ class Producer:
                 reader = await self._results()
                 result = await reader.expect(request.id, request.partition)
                 try:
-                    await self._transmit_until(result, request, source, progress)
+                    whole = await self._transmit_until(result, request, source, progress)
                     await sending.aclose()
-                    return await result
+                    told = await result
+                    if not whole and told.status in (Status.FAILED, Status.EXPIRED):
+                        # Other groups would wait for the rest until their idle timeout.
+                        reason = f"group {told.group} has ended it as {told.status}"
+                        self._in_background(self._send_abort(request, reason))
+                    return told
                 finally:
-                    reader.forget(request.id)
+                    reader.forget(request.id, result)
 
     async def _transmit_until(
         self,
@@ -330,8 +335,11 @@ class Producer:
         request: _Request,
         source: DataItemSource,
         progress: Callable[[int], None] | None,
-    ) -> None:
-        """Send the splits, or as many as come before the result: a request may fail early."""
+    ) -> bool:
+        """Send the splits, or as many as come before the result: a request may fail early.
+
+        Returns whether the broker has all of them.
+        """
         transmitting = asyncio.create_task(self._transmit(request, source, progress))
         either: list[asyncio.Future[Any]] = [transmitting, result]
         try:
@@ -344,6 +352,7 @@ class Producer:
         finally:
             transmitting.cancel()
             await asyncio.gather(transmitting, return_exceptions=True)
+        return not transmitting.cancelled() and transmitting.exception() is None
 
     async def _transmit(
         self,
@@ -499,7 +508,7 @@ class Producer:
         except TimeoutError:
             raise TimedOut(request, timeout or 0, state) from None
         finally:
-            reader.forget(request)
+            reader.forget(request, result)
 
     # ---- connections
 

@@ -58,7 +58,7 @@ class ResultReader:
         # without news lasts this long.
         self._consumer = _reader(options, fetch_max_wait_ms=50)
         self._positions: dict[TopicPartition, int] = {}
-        self._waiting: dict[RequestId, asyncio.Future[Result]] = {}
+        self._waiting: dict[RequestId, set[asyncio.Future[Result]]] = {}
         self._reading: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -101,11 +101,14 @@ class ResultReader:
             self._reading.add_done_callback(self._ended)
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         result.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._waiting[request] = result
+        self._waiting.setdefault(request, set()).add(result)
         return result
 
-    def forget(self, request: RequestId) -> None:
-        self._waiting.pop(request, None)
+    def forget(self, request: RequestId, result: asyncio.Future[Result]) -> None:
+        others = self._waiting[request]
+        others.discard(result)
+        if not others:
+            del self._waiting[request]
 
     def _explained(self) -> contextlib.AbstractAsyncContextManager[None]:
         return explained(self._options, self._wanted)
@@ -122,11 +125,13 @@ class ResultReader:
         outcome = _outcome(record)
         if outcome is None:
             return
-        waiting = self._waiting.get(outcome.request)
-        if waiting is None or waiting.done() or self._group not in (None, outcome.group):
+        # Who sends a request may abort it, too, and waits for its result twice then.
+        waiting = [one for one in self._waiting.get(outcome.request, ()) if not one.done()]
+        if not waiting or self._group not in (None, outcome.group):
             return
         if isinstance(outcome, Result):
-            waiting.set_result(outcome)
+            for one in waiting:
+                one.set_result(outcome)
         elif self._on_accepted is not None:
             asyncio.get_running_loop().call_soon(self._on_accepted, outcome)
 
@@ -136,8 +141,9 @@ class ResultReader:
 
     def _fail(self, error: ProducerError) -> None:
         for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(error)
+            for one in waiting:
+                if not one.done():
+                    one.set_exception(error)
 
 
 class ResultFeed:
@@ -264,10 +270,28 @@ async def _fetch(
         _log.warning("results cannot be read now", topic=topic, cause=str(error))
         await asyncio.sleep(_RETRY)
         return []
+    except UnicodeDecodeError as error:  # the name of a record's header
+        _log.warning("a record of the results topic cannot be decoded", cause=repr(error))
+        _assign(consumer, positions)  # it counts the records of this poll as handed out
+        fetched = await _past(consumer, positions)
     for where, records in fetched.items():
         if records:
             positions[where] = records[-1].offset + 1
     return [record for records in fetched.values() for record in records]
+
+
+async def _past(
+    consumer: AIOKafkaConsumer, positions: dict[TopicPartition, int]
+) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
+    """One record of a partition that has any; one that cannot be decoded is passed over."""
+    for where in list(positions):
+        try:
+            if fetched := await consumer.getmany(where, timeout_ms=_POLL_MS, max_records=1):
+                return fetched
+        except UnicodeDecodeError:
+            positions[where] += 1
+            _assign(consumer, positions)
+    return {}
 
 
 def _outcome(record: ConsumerRecord[bytes, bytes]) -> Result | Accepted | None:

@@ -160,12 +160,15 @@ class FileSource(DataItemSource):
                 if not more:
                     raise SourceChanged(self.name, f"it ends at byte {offset + len(data)} now")
                 data += more
+            last = offset + length == self._state.st_size
+            grown = last and os.pread(self._descriptor, 1, offset + length)
         except OSError as error:
             raise SourceError(self.name, f"cannot be read: {_reason(error)}") from error
         digest.update(data)
-        last = offset + length == self._state.st_size
         if last:
             self._compare(self._state)
+        if grown:  # as in /proc, where files say that they are empty
+            raise SourceError(self.name, "has more bytes than its size says: send it as a stream")
         return data, last
 
     def _compare(self, before: os.stat_result) -> None:
