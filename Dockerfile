@@ -1,6 +1,6 @@
 # The consumer, and every other command, as an image:
 #   docker build -t splitferry .
-#   docker run --rm -v received:/data splitferry consume --root /data --bootstrap-servers HOST:PORT
+#   docker run --rm --shm-size 320m -v received:/data splitferry consume --root /data --bootstrap-servers HOST:PORT
 # BASE is any image with Python 3.11 or newer and its venv module.
 ARG BASE=python:3.11-slim
 

@@ -212,7 +212,14 @@ def test_names_cannot_steer_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")]
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (2**20 - 1, "1.0 MiB"),
+        (2**50, "1024.0 TiB"),
+    ],
 )
 def test_sizes_for_people(size: int, text: str) -> None:
     assert human_size(size) == text

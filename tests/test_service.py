@@ -18,7 +18,7 @@ from splitferry_consumer import partition as partition_module
 from splitferry_consumer import service as service_module
 from splitferry_consumer.service import Phase, Service, Settings, StartError
 from splitferry_consumer.targets.handler import ReceivedItem
-from splitferry_consumer.transport import OutOfRange, TransportError
+from splitferry_consumer.transport import Excluded, OutOfRange, TransportError
 from splitferry_protocol.connection import ConnectionSettings
 from splitferry_protocol.records import Block, Status
 from world import split
@@ -243,6 +243,23 @@ async def test_a_stop_before_the_start_returns_at_once(consumer: Consumer, kafka
     assert "poll" not in kafka.calls
 
 
+async def test_a_stop_ends_a_start_that_hangs(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a broker that takes connections, and never answers."""
+    asked = asyncio.Event()
+
+    async def hangs(*arguments: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(service_module, "check_topics", hangs)
+    consumer.start()
+    await asked.wait()
+    consumer.service.stop()
+    await asyncio.wait_for(consumer.running, 20)
+
+
 async def test_a_cancelled_run_puts_everything_away(consumer: Consumer, kafka: Kafka) -> None:
     kafka.send(split(1, 0, b"ab", total=4, block=Block.FILE))
     consumer.start()
@@ -269,6 +286,20 @@ async def test_a_silent_partition_ends_the_membership_and_another_follows(
     consumer.member.silent_for = 0.0
     send(kafka, 2)
     await until(lambda: len(results(kafka)) == 2)
+
+
+async def test_who_is_no_member_any_more_has_been_assigned_nothing(
+    consumer: Consumer, kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "REJOIN_PAUSE", 0)
+    consumer.start()
+    await until(consumer.service.assigned.is_set)
+    kafka.gates["start"].clear()  # the group's coordinator does not answer
+    kafka.faults["poll"].append(Excluded("the group does not want us"))
+    await until(lambda: kafka.calls.count("start") == 2)
+    assert not consumer.service.assigned.is_set()
+    kafka.gates["start"].set()
+    await until(consumer.service.assigned.is_set)
 
 
 async def test_polls_that_only_fail_end_the_membership(

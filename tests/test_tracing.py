@@ -44,6 +44,7 @@ def spans(exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
     [
         (f"00-{TRACE}-{SPAN}-01", TRACE),
         (f"cc-{TRACE}-{SPAN}-01-what-comes", TRACE),
+        (f"00-{TRACE}-{SPAN}-01-what-comes", None),
         (f"ff-{TRACE}-{SPAN}-01", None),
         (f"00-{TRACE.upper()}-{SPAN}-01", None),
         (f"00-{'0' * 32}-{SPAN}-01", None),

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from bench import captured_logs
 from memory_transport import Kafka
 from owners import results, until
 from splitferry_consumer.service import Service, Settings, StartError
+from splitferry_consumer.targets.file import FileIncoming
 from splitferry_consumer.transport import TransportError
 from splitferry_consumer.web import app as app_module
 from splitferry_consumer.web import health as health_module
@@ -316,6 +317,40 @@ async def test_a_stream_tells_what_is_new_and_nothing_else(
             shown = status["requests"]["shown"] if event == "status" else []
         assert [row["request"] for row in shown] == ["1-2"]
     finally:
+        await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_bytes_in_flight_that_were_written_are_news(
+    page: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = threading.Event()
+    write_at = FileIncoming.write_at
+
+    def held_up(self: FileIncoming, offset: int, data: memoryview | bytes) -> None:
+        free.wait(60)
+        write_at(self, offset, data)
+
+    monkeypatch.setattr(FileIncoming, "write_at", held_up)
+    monkeypatch.setattr(source_module, "SETTLES", 0.1)
+    monkeypatch.setattr(app_module, "STREAM_INTERVAL", 0.02)
+    monkeypatch.setattr(app_module, "KEEP_ALIVE", 0.2)
+    stream = events(page.client)
+
+    async def shown(holds: Callable[[int], bool]) -> None:
+        async for kind, status in stream:
+            if kind == "status" and holds(status["flow"]["in_flight"]):
+                return
+
+    try:
+        half(page.kafka, 1)
+        async with asyncio.timeout(20):
+            await shown(lambda count: count > 0)
+            while (await anext(stream))[0] == "status":  # until there is no more news
+                pass
+            free.set()
+            await shown(lambda count: count == 0)
+    finally:
+        free.set()
         await stream.aclose()  # type: ignore[attr-defined]
 
 
@@ -738,6 +773,36 @@ async def test_what_is_asked_for_may_take_longer_than_asking(
     for _ in range(3):
         await anext(stream)
     await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_an_answer_may_take_longer_to_be_read_than_a_request_to_come(
+    page: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "REQUEST_BOUND", 2)
+    made = server_module._Connection.connection_made
+
+    def narrow(self: Any, transport: Any) -> None:
+        # As on a slow line: the kernel takes little, and the rest stays in the transport.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        made(self, transport)
+
+    monkeypatch.setattr(server_module._Connection, "connection_made", narrow)
+    long = "/".join(["x" * 100] * 5)
+    for number in range(200):
+        half(page.kafka, number, unique_id=f"{long}{number}", labels={"text": "x" * 1000})
+    await opened(page, 200)
+    url = page.client.base_url
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        slow.connect((url.host, url.port or 80))
+        reader, writer = await asyncio.open_connection(sock=slow, limit=4096)
+        writer.write(b"GET /status?limit=200 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(4)
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        assert length > 300_000
+        assert len(await reader.readexactly(length)) == length
+        writer.close()
 
 
 async def test_what_is_no_http_is_not_logged(

@@ -86,7 +86,7 @@ def printable(text: str) -> str:
 def human_size(size: float) -> str:
     """Bytes for people: `3.2 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
+        if size < (1024 if unit == "B" else 1023.95):  # what would be rounded to 1024.0
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -35,6 +35,8 @@ from .targets.memory import LIFETIME, MemoryTarget
 from .transport import TransportError
 
 __all__ = ["Phase", "Service", "Settings", "StartError"]
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -118,7 +120,7 @@ class Service:
     Attributes:
         observer: what was seen and told since the start.
         memory: what items take of it.
-        assigned: set once the group has said which partitions are ours, be it none.
+        assigned: set while we are a member that the group has told its partitions, be it none.
     """
 
     def __init__(
@@ -167,21 +169,12 @@ class Service:
         if problem := mode_problem(settings.file_mode):
             raise StartError(f"files cannot have the mode {settings.file_mode:#o}: {problem}")
         keep_freed_memory()
-        try:
-            options = await asyncio.to_thread(settings.connection.client_options)
-        except OSError as error:
-            raise StartError(
-                f"the certificate files cannot be used: {error}: check ssl_cafile, ssl_certfile "
-                "and ssl_keyfile"
-            ) from error
-        await check_topics(
-            options, settings.splits_topic, settings.results_topic, settings.dead_letters_topic
-        )
         threads = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         targets: dict[Block, Target] = {}
         try:
-            await self._open_targets(targets, threads)
-            await self._receive(options, targets, threads)
+            options = await self._unless_stopped(self._prepare(targets, threads))
+            if options is not None:
+                await self._receive(options, targets, threads)
         except TargetUnusable as error:
             raise StartError(str(error)) from error
         except TransportError as error:
@@ -196,10 +189,34 @@ class Service:
             threads.shutdown(wait=False, cancel_futures=True)
             self.phase = Phase.STOPPED
 
-    async def _open_targets(
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What `work` returns; None when the stop comes first: nothing is in flight yet, and a
+        broker or a disk may never answer."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            working.cancel()
+            stopping.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
+
+    async def _prepare(
         self, targets: dict[Block, Target], threads: ThreadPoolExecutor
-    ) -> None:
+    ) -> Mapping[str, Any]:
+        """The options of a client; fills `targets`."""
         settings = self.settings
+        try:
+            options = await asyncio.to_thread(settings.connection.client_options)
+        except OSError as error:
+            raise StartError(
+                f"the certificate files cannot be used: {error}: check ssl_cafile, ssl_certfile "
+                "and ssl_keyfile"
+            ) from error
+        await check_topics(
+            options, settings.splits_topic, settings.results_topic, settings.dead_letters_topic
+        )
         targets[Block.FILE] = await FileTarget.open(
             settings.root,
             quota=settings.quota,
@@ -216,6 +233,7 @@ class Service:
                 mode=settings.file_mode,
                 executor=threads,
             )
+        return options
 
     # ---- receiving
 
@@ -271,6 +289,7 @@ class Service:
         threads: ThreadPoolExecutor,
     ) -> Membership:
         settings = self.settings
+        self.assigned.clear()  # of the membership before
         transport = AiokafkaTransport(
             options,
             settings.group,

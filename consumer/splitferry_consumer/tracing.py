@@ -25,7 +25,9 @@ else:
 log = structlog.get_logger(__name__)
 
 _TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.ASCII
+    r"(?!ff|00-.{49}-..-)"  # version 00 has nothing behind its four fields
+    r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?",
+    re.ASCII,
 )
 
 

@@ -245,7 +245,7 @@ async def test_a_stopped_consumer_is_said_plainly(ferry: Ferry) -> None:
         await expect(page.locator("#connection")).to_have_attribute("data-state", "live")
         await expect(page.locator("#lost")).to_be_hidden()
         await ferry.consumer.stop()
-        await expect(page.locator("#lost")).to_contain_text("it has stopped, or cannot be reached")
+        await expect(page.locator("#lost")).to_contain_text("it has stopped, cannot be reached, or")
         await expect(page.locator("#said")).to_have_text("The consumer does not answer.")
         await ferry.restart(actions=False)
         await expect(page.locator("#connection-text")).to_have_text("live, running")

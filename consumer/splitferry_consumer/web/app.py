@@ -39,8 +39,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from splitferry_consumer.web.metrics import CONTENT_TYPE
-from splitferry_consumer.web.source import Source
-from splitferry_consumer.web.status import FIND_MAX, HOST, LIMIT_MAX, Snapshot, Sort, View
+from splitferry_consumer.web.source import Source, Unanswered
+from splitferry_consumer.web.status import (
+    FIND_MAX,
+    HOST,
+    LIMIT_MAX,
+    RequestView,
+    Snapshot,
+    Sort,
+    View,
+)
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import REASON_MAX
 
@@ -143,12 +151,20 @@ class Pages:
         return _Encoded(await self._source.before(_view(request.query_params)))
 
     async def _request(self, request: Request) -> Response:
-        view = await self._source.request(_request_id(request))
-        if view is None:
-            raise HTTPException(404, "the request is not open in this consumer")
+        view = await self._found(_request_id(request))
         # It may have as many ranges as the request has gaps.
         text = await asyncio.to_thread(_encode, view)
         return Response(text, media_type="application/json")
+
+    async def _found(self, wanted: RequestId) -> RequestView:
+        """Raises HTTPException."""
+        try:
+            view = await self._source.request(wanted)
+        except Unanswered as silence:
+            raise HTTPException(503, str(silence)) from silence
+        if view is None:
+            raise HTTPException(404, "the request is not open in this consumer")
+        return view
 
     async def _events(self, request: Request) -> Response:
         view = _view(request.query_params)
@@ -196,9 +212,7 @@ class Pages:
         _check_origin(request, self._token)
         wanted = _request_id(request)
         reason = await _reason(request)
-        found = await self._source.request(wanted)
-        if found is None:
-            raise HTTPException(404, "the request is not open in this consumer")
+        found = await self._found(wanted)
         try:
             await self._abort(wanted, found["partition"], reason)
         except ValueError as error:

@@ -29,6 +29,8 @@ BACKLOG = 64
 """Connections taken at a time, which may be this many above `CONNECTIONS_MAX` for a moment."""
 REQUEST_BOUND = 10.0
 """Seconds in which a connection has to bring a whole request."""
+READING_BOUND = 60.0
+"""The same where an answer is not read yet: it may be MiB, and the line slow."""
 
 
 @asynccontextmanager
@@ -141,7 +143,9 @@ class _Connection(H11Protocol):
     def _expect(self) -> None:
         incomplete = self.conn.their_state in {h11.IDLE, h11.SEND_BODY}
         if incomplete and self._late is None:
-            self._late = self.loop.call_later(REQUEST_BOUND, self._close)
+            unread = self.transport.get_write_buffer_size() > 0
+            bound = READING_BOUND if unread else REQUEST_BOUND
+            self._late = self.loop.call_later(bound, self._close)
         elif not incomplete and self._late is not None:
             self._late.cancel()
             self._late = None

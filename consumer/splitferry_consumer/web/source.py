@@ -16,6 +16,10 @@ SETTLES = 15.0
 """Seconds after the last news in which rates still change."""
 
 
+class Unanswered(Exception):
+    """Who may know of it does not answer; one line for people."""
+
+
 class Source(Protocol):
     async def watch(self) -> None:
         """Look at it until cancelled."""
@@ -29,7 +33,7 @@ class Source(Protocol):
         """A snapshot, unless it shows nothing but what was `seen`; and what to see next time."""
 
     async def request(self, request: RequestId) -> RequestView | None:
-        """One open request with all its ranges."""
+        """One open request with all its ranges. Raises Unanswered."""
 
     async def before(self, view: View) -> Sequence[Key]:
         """The keys of the requests before the window, in its order."""

@@ -313,6 +313,7 @@ class Snapshots:
                 partition.state,
                 partition.trouble,
                 partition.end,
+                partition.gauge.bytes,
                 partition.ledger
                 and (
                     partition.ledger.position,

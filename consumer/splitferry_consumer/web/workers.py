@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector
 from splitferry_consumer.observing import RECENT_DEAD_LETTERS, RECENT_RESULTS
 from splitferry_consumer.service import Phase, Settings
 from splitferry_consumer.web.health import LOOK_INTERVAL, STALLED, Check, Disk
-from splitferry_consumer.web.source import Source
+from splitferry_consumer.web.source import Source, Unanswered
 from splitferry_consumer.web.status import (
     FREE_STEP,
     Key,
@@ -255,10 +255,14 @@ class Workers(Source):
         return mark, None if mark == seen else snapshot
 
     async def request(self, request: RequestId) -> RequestView | None:
-        for answer in (await self._ask(f"requests/{request}")).values():
+        told = await self._ask(f"requests/{request}")
+        for answer in told.values():
             if answer.is_success:
                 view: RequestView = answer.json()
                 return view
+        silent = [f"worker {one.number}" for one in self._asked if one not in told]
+        if silent:
+            raise Unanswered(f"{', '.join(silent)} may have it, and does not answer: ask again")
         return None
 
     # ---- what machines ask for

@@ -10,9 +10,11 @@ const EVERY = 1500;
 const LISTED = 500;
 
 export class Details {
-  constructor(snapshot, now) {
+  /** `here` turns a moment of the consumer's clock into one of ours. */
+  constructor(snapshot, now, here) {
     this.snapshot = snapshot;
     this.now = now;
+    this.here = here;
     this.id = null;
     this.request = null;
     $("details-close").addEventListener("click", () => $("details").close());
@@ -120,8 +122,8 @@ export class Details {
             ["State", request.state],
           ]),
       ["Target", request.target ?? "none yet"],
-      ["Opened", `${moment(request.opened_at)}, ${this.#ago(request.opened_at)} ago`],
-      ["Last new bytes", `${moment(request.active_at)}, ${this.#ago(request.active_at)} ago`],
+      ["Opened", `${moment(this.here(request.opened_at))}, ${this.#ago(request.opened_at)} ago`],
+      ["Last new bytes", `${moment(this.here(request.active_at))}, ${this.#ago(request.active_at)} ago`],
       ["Log", `partition ${request.partition}, first split at offset ${count(request.first)}`],
       ...Object.entries(request.labels).map(([name, value]) => [`Label ${name}`, value]),
     ];

@@ -53,17 +53,21 @@ const feed = new Feed((heard) => {
   redraw();
 }, redraw);
 
-const details = new Details(() => snapshot, now);
+const details = new Details(() => snapshot, now, (at) => at - skew);
 
 function say(text) {
   $("said").textContent = text;
 }
 
+/** Failures that were shown. */
+const known = new Set();
+
 /** What a reader of the screen must hear of; all else waits until it is looked for. */
 function tellFailures(before, heard) {
-  if (before === null || before.started_at !== heard.started_at) return;
-  const known = new Set(before.failures.map(keyOfResult));
+  // Those of a worker that was silent for a moment come again, and are not new.
   const fresh = heard.failures.filter((failure) => !known.has(keyOfResult(failure)));
+  for (const failure of fresh) known.add(keyOfResult(failure));
+  if (before === null || before.started_at !== heard.started_at) return;
   if (fresh.length) {
     const [{ request, error }] = fresh;
     const one = `Request ${request} failed: ${seen(error?.message ?? "")}`;
@@ -184,7 +188,7 @@ function drawConnection() {
   document.documentElement.classList.toggle("stale", state === "lost");
   if (state === "lost") {
     const of = snapshot ? ` What is shown is of ${moment(snapshot.now - skew)}.` : "";
-    const causes = "it has stopped, or cannot be reached.";
+    const causes = "it has stopped, cannot be reached, or has too many pages watching.";
     put(lost, `The consumer does not answer since ${moment(since)}: ${causes}${of}`);
   }
   const word = state === "lost" ? "The consumer does not answer." : `Connection: ${text}.`;
