@@ -15,7 +15,8 @@ ROOM = 1024 * 1024
 """Bytes beside the payload that a topic is made with: more than the producer's OVERHEAD, so that
 it need not be altered for whatever comes to need some."""
 DEAD_LETTER_EXTRA = 64 * 1024
-RESULT_BYTES = 64 * 1024
+RESULT_BYTES = 256 * 1024
+"""A batch of results, as a consumer publishes them."""
 DAY_MS = 24 * 3600 * 1000
 SPLITS_RETENTION_MS = 7 * DAY_MS
 RESULTS_RETENTION_MS = 30 * DAY_MS

@@ -1,7 +1,8 @@
 """What a consumer has seen and told since its start, for whoever looks at it.
 
-The data path calls it at three points, on the event loop, each time with a step of constant
-cost: a split was read, a transaction was committed, a partition is to be taken again. Counters
+The data path calls it at four points, on the event loop, each time with a step of constant
+cost: a split was read, a transaction was committed, a partition was dropped, or is to be taken
+again. Counters
 only grow. What is read twice, because a partition was taken again, is counted twice.
 """
 

@@ -54,11 +54,13 @@ ELSEWHERE = {
         _BENCHMARK
     ),
     'make bench ARGS="small latency"                 # some of it': _BENCHMARK,
-    "python benchmarks/receive.py --rounds 5         # one alone; --help tells its options": (
+    ".venv/bin/python benchmarks/receive.py --rounds 5  # one alone; --help tells its options": (
         _BENCHMARK
     ),
-    "python benchmarks/memory.py --mebibytes 8192    # larger than in the full run": _BENCHMARK,
-    "python benchmarks/report.py                     # this page from the results at hand": (
+    ".venv/bin/python benchmarks/memory.py --mebibytes 8192  # larger than in the full run": (
+        _BENCHMARK
+    ),
+    ".venv/bin/python benchmarks/report.py  # this page from the results at hand": (
         "what it makes of results: tests/test_benchmarks.py"
     ),
     "python3 -m venv venv": _INSTALL,
