@@ -1042,3 +1042,29 @@ def _stagger(world: World, rng: random.Random, crashes: bool) -> None:
             else:
                 world.take()
     world.finish()
+
+
+def test_who_waited_for_the_result_of_one_owner_hears_of_that_of_the_next() -> None:
+    world = World(
+        [
+            split(1, 1, b"BCD", total=4, reply=b"first"),
+            split(1, 0, b"ABC", reply=b"waits"),  # closes the last gap, if its bytes are the same
+            split(1, 3, b"D", reply=b"late"),
+        ]
+    )
+    for _ in range(3):
+        world.read()
+    world.compare()  # it has ended: "waits" gets the result, "late" gets it once more
+    assert (world.begin(), world.commit()) == (True, True)
+    assert world.told == [(1, "Accepted b'first'")]
+    assert world.bookmark is not None
+    assert world.bookmark.told == 3
+    world.take()  # before the result was told
+    for _ in range(3):
+        world.read()
+    # The next owner cannot read back what it is to compare, and gives the request up.
+    (state,) = world.ledger.open_requests
+    error = BatchTransferFailed(state.request, "cannot be read")
+    world._carry_out(world.ledger.give_up(state, Status.FAILED, error))
+    world.finish()
+    assert {outcome.reply for outcome in world.results} == {b"first", b"waits", b"late"}

@@ -66,3 +66,52 @@ async def test_a_membership_ends_when_the_group_has_excluded_it() -> None:
     with pytest.raises(Excluded, match="no right to Read on group"):
         async with asyncio.timeout(10):
             await membership.feed()
+
+
+# ---- losing partitions
+
+
+class Losing:
+    """A partition that is being lost for as long as the test wants."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.lost = False
+
+    async def lose(self) -> None:
+        self.begun.set()
+        await self.may_end.wait()
+        self.lost = True
+
+
+async def test_a_losing_goes_on_though_who_waits_for_it_is_cancelled() -> None:
+    """By aiokafka, whose `stop` was given up while it waited for a rebalance. Lost half-way, the
+    partition would take itself again, and fence its new owner."""
+    membership, _ = member(Kafka())
+    partition = Losing()
+    membership.partitions[0] = partition  # type: ignore[assignment]
+    rebalance = asyncio.create_task(membership._revoked([0]))
+    await partition.begun.wait()
+    rebalance.cancel()
+    await asyncio.wait([rebalance])
+    partition.may_end.set()
+    await membership.end()
+    assert partition.lost
+
+
+async def test_the_end_waits_for_what_a_rebalance_is_losing() -> None:
+    """Else the targets would be closed under a partition that still publishes."""
+    membership, transport = member(Kafka())
+    partition = Losing()
+    membership.partitions[0] = partition  # type: ignore[assignment]
+    rebalance = asyncio.create_task(membership._revoked([0]))
+    await partition.begun.wait()
+    ending = asyncio.create_task(membership.end())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not transport.stopped
+    partition.may_end.set()
+    await rebalance
+    await ending
+    assert transport.stopped

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tenacity import wait_none
@@ -31,6 +34,7 @@ from splitferry_consumer.targets import Condemned, Incoming, Item, Target, Whole
 from splitferry_consumer.targets.file import FileTarget
 from splitferry_consumer.targets.handler import HandlerTarget, ReceivedItem
 from splitferry_consumer.targets.limit import MemoryLimit
+from splitferry_consumer.targets.memory import MemoryTarget
 from splitferry_consumer.transport import Fenced, LeftOpen, OutOfRange, Record, TransportError
 from splitferry_protocol.codec import crc_header, encode_split
 from splitferry_protocol.errors import BatchTransferFailed
@@ -401,9 +405,11 @@ def test_time_counts_only_while_there_is_nothing_left_to_read() -> None:
     vigil = Vigil(idle_timeout=10, now=0)
     assert vigil.look(20, position=5, end=None) is None, "who knows how much there is to read"
     assert vigil.look(21, position=5, end=9) is None
+    assert vigil.look(25, position=9, end=9) is None
     assert vigil.look(29, position=9, end=9) is None
     assert vigil.look(31, position=9, end=9) == 21
     assert vigil.look(32, position=8, end=12) is None, "not where the end was at the last look"
+    assert vigil.look(36, position=12, end=12) is None
     assert vigil.look(41, position=12, end=12) is None
     assert vigil.look(42, position=12, end=12) == 32
 
@@ -872,3 +878,89 @@ def test_faults_change_neither_outcomes_nor_their_number(
             if result.success:
                 # Other bytes where nothing else was sent contradict nothing: they are the item.
                 assert published.read_bytes() == (expected.root / result.unique_id).read_bytes()
+
+
+# ---- what a process that stood still does not know
+
+
+def test_the_time_in_which_nobody_looked_does_not_count() -> None:
+    """The process was frozen: what came meanwhile lies in the log, and was not read yet."""
+    vigil = Vigil(idle_timeout=10, now=0)
+    for now in range(9):
+        vigil.look(now, position=5, end=5)
+    assert vigil.look(5000, position=5, end=5) is None, "heard before it was frozen"
+    vigil = Vigil(idle_timeout=10, now=0)
+    for now in range(9):
+        vigil.look(now, position=5, end=5)
+    assert vigil.look(5000, position=5, end=None) is None, "nothing was heard lately"
+
+
+async def test_a_request_goes_on_after_its_consumer_was_frozen(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = place.own(rules=rules(idle_timeout=60))
+    place.kafka.send(file(1, 0, b"ab", total=4))
+    await until(lambda: owner.partition.ledger and owner.partition.ledger.position == 1)
+    await until(lambda: place.kafka.calls.count("position") > 3)
+    monkeypatch.setattr(partition_module, "TICK", 30)
+    place.kafka.gates["poll"].clear()
+    await asyncio.sleep(0.1)  # a look that was under way is over
+    # SIGSTOP. The rest of the item is sent meanwhile.
+    place.kafka.send(file(1, 2, b"cd"))
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 120)
+    # SIGCONT: a look at what no record brings about comes before the first records.
+    looks = place.kafka.calls.count("position")
+    await until(lambda: place.kafka.calls.count("position") > looks)
+    await asyncio.sleep(0.05)
+    place.kafka.gates["poll"].set()
+    await until(lambda: results(place.kafka))
+    assert [r.status for r in results(place.kafka)] == [Status.COMPLETED]
+
+
+async def test_a_partition_outlives_a_log_that_cannot_be_written(
+    place: Place,
+) -> None:
+    """structlog prints by default: standard output may lie on a disk that is full."""
+    full = True
+
+    def print_it(_: object, __: str, event: Any) -> Any:
+        if full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[print_it])
+    try:
+        place.kafka.faults["committed"].append(broken())
+        owner = place.own()
+        await until(lambda: place.kafka.calls.count("close") > 0)
+        full = False
+        place.kafka.send(file(1, total=0))
+        await until(lambda: results(place.kafka))
+        assert not owner.partition._task.done()
+    finally:
+        structlog.configure(**before)
+
+
+async def test_transactions_that_fail_leave_no_segments_behind(tmp_path: Path) -> None:
+    """Nothing of them was told: the topic took no records. Each taking receives the item anew."""
+    kafka = Kafka()
+    limit = MemoryLimit(1_000_000)
+    with ThreadPoolExecutor(4) as threads:
+        file = await FileTarget.open(tmp_path / "root", executor=threads)
+        memory = await MemoryTarget.open(limit, executor=threads)
+        kafka.faults["send"] += [broken("topic results took no records")] * 5
+        kafka.send(split(1, 0, b"x" * 300_000, total=300_000))
+        owner = Owner(kafka, {Block.FILE: file, Block.MEM: memory}, threads, write_timeout=0.2)
+        try:
+            await until(lambda: results(kafka))
+            (result,) = results(kafka)
+            assert (result.status, result.error) == (Status.COMPLETED, None)
+            assert limit.used <= 310_000, "one segment was announced"
+        finally:
+            await owner.lose()
+            for name in list(memory._announced):
+                await asyncio.to_thread(memory.retract, name)
+            await asyncio.to_thread(memory.close)
+            await asyncio.to_thread(file.close)

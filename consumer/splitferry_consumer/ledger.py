@@ -238,6 +238,12 @@ class Ledger:
         self.load(offset, result, value)
         self._forget(self.watermark)
 
+    def has_result(self, state: ReceiveState) -> bool:
+        """Whether an opening of an earlier tenancy has a committed result. Before any record."""
+        recorded = self._recorded.get(state.request)
+        told = recorded is not None and recorded.first == state.first
+        return told or state.first < self.position  # W has passed it
+
     def commit_anew(self) -> None:
         """What is committed holds no more: the next transaction commits W, moved or not."""
         self.committed = (-1, -1)
@@ -498,7 +504,11 @@ class Ledger:
             content = arrival.content
             if isinstance(content, Split):
                 older = state.responder.update(content.reply)
-                if older is not None:
+                if older is not None and arrival.offset < self._told:
+                    # Perhaps not told: the owner before may have found an earlier end, and have
+                    # kept the result for it.
+                    state.repeats.append((arrival.offset, older))
+                elif older is not None:
                     accepted = Accepted(state.request, self._group, content.index, older)
                     self._tell(Told(arrival.offset, accepted))
             elif isinstance(content, InvalidRecord):

@@ -55,6 +55,8 @@ class Membership:
         """The last poll, or the beginning."""
         self._wanted_since: dict[int, float] = {}
         self.partitions: dict[int, Partition] = {}
+        self._losing: set[asyncio.Task[None]] = set()
+        """In tasks of their own: aiokafka, given up while it stops, cancels who listens to it."""
 
     async def join(self) -> None:
         """Become a member. Raises TransportError."""
@@ -107,7 +109,10 @@ class Membership:
             log.info("partitions revoked", partitions=sorted(partitions))
         held = [p for number in partitions if (p := self.partitions.pop(number, None))]
         self._wanted_since.clear()
-        await asyncio.gather(*(partition.lose() for partition in held))
+        self._losing |= {asyncio.create_task(partition.lose()) for partition in held}
+        if self._losing:
+            await asyncio.wait(self._losing)
+            self._losing = {losing for losing in self._losing if not losing.done()}
 
     async def _poll(self) -> None:
         """Feed the partitions once.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -72,6 +73,8 @@ FENCED_PAUSE = 3
 """The least pause after being fenced, as an index of RETAKE_PAUSES."""
 QUIET = 10.0
 """Seconds without a publication after which the last one is seen to have been ended by Kafka."""
+UNWATCHED = 5.0
+"""Seconds between two looks at the end of the log after which the process may have stood still."""
 LOSE_BOUND = 10.0
 """Seconds that a running transaction has to end in when the partition is lost."""
 
@@ -97,19 +100,22 @@ class Vigil:
 
     Time counts against a request only while there is nothing left to read: what would keep it
     alive may lie in the part of the log that was not read yet. Under steady traffic the position
-    hardly ever is at the end, so having reached the end of the last look is enough.
+    hardly ever is at the end, so having reached the end of the last look is enough. Nor does
+    the time count in which nobody looked: a process that was frozen wakes with an old end, and what
+    came meanwhile still lies in the log.
     """
 
     def __init__(self, idle_timeout: float, now: float) -> None:
         self._idle_timeout = idle_timeout
-        self._caught_up_since = now
+        self._caught_up_since = self._looked_at = now
         self._end: int | None = None
 
     def look(self, now: float, position: int, end: int | None) -> float | None:
         """Requests without activity since the moment returned are idle; None: no request is."""
-        if self._end is None or position < self._end:
+        frozen = now - self._looked_at > UNWATCHED
+        if frozen or end is None or self._end is None or position < self._end:
             self._caught_up_since = now
-        self._end = end
+        self._looked_at, self._end = now, end
         moment = now - self._idle_timeout
         return moment if self._caught_up_since <= moment else None
 
@@ -160,6 +166,8 @@ class Partition:
         self._publisher: Publisher | None = None
         self._topics: TopicIds | None = None
         self._handles: dict[ReceiveState, WriteSplitDataTaskHandle] = {}
+        self._unsure: list[tuple[ReceiveState, WriteSplitDataTaskHandle]] = []
+        """Whose results were in a transaction that failed: the next taking tells its fate."""
         self._whole: dict[Block, list[WriteSplitDataTaskHandle]] = {block: [] for block in Block}
         """Requests that came whole, until all records at hand are read."""
         self._changed = asyncio.Event()
@@ -192,7 +200,8 @@ class Partition:
                 self._trouble = trouble
                 if not self._draining:  # nor lost
                     self._observer.retaken()
-                self._explain(trouble)
+                with suppress(Exception):  # the log of a program may raise where its disk is full
+                    self._explain(trouble)
                 if isinstance(trouble, TooLarge) and sum(self._stubs.values()) > stubs:
                     self._failures = 0  # one less is in the way
                 elif isinstance(trouble, Fenced):
@@ -247,6 +256,9 @@ class Partition:
             self._topics,
         )
         self._broken = self._trouble = self._unseen_since = None
+        for state, handle in self._unsure:
+            self._background(handle.close(keep=ledger.has_result(state)))
+        self._unsure.clear()
         self._ledger = ledger
         self._transport.seek(self.number, ledger.position)
         self._transport.resume(self.number)
@@ -256,8 +268,11 @@ class Partition:
         """Forget everything; the log has it. What may take long is done in the background."""
         self._transport.pause(self.number)
         for state, handle in self._handles.items():
-            # A result in a transaction of unknown fate may have announced the item.
-            self._background(handle.close(keep=state.phase is RequestPhase.PUBLISHING))
+            if state.phase is RequestPhase.PUBLISHING:
+                # Its result may have announced the item: kept, unless the log says otherwise.
+                self._unsure.append((state, handle))
+            else:
+                self._background(handle.close())
         self._handles = {}
         for handles in self._whole.values():
             handles.clear()
@@ -291,17 +306,17 @@ class Partition:
             return
         now = time.monotonic()
         for record in records:
-            content = record.content()
-            if isinstance(content, Split):
-                self._observer.read(content)
-            elif isinstance(content, InvalidRecord):
-                self._log.warning(
-                    "invalid record",
-                    offset=record.offset,
-                    request=str(content.request) if content.request else None,
-                    error=content.message,
-                )
             try:
+                content = record.content()
+                if isinstance(content, Split):
+                    self._observer.read(content)
+                elif isinstance(content, InvalidRecord):
+                    self._log.warning(
+                        "invalid record",
+                        offset=record.offset,
+                        request=str(content.request) if content.request else None,
+                        error=content.message,
+                    )
                 self._carry_out(ledger, ledger.read(record, content, now))
             except Exception as error:  # noqa: BLE001
                 # Nobody else may suffer for it, and no record may be passed over half decided.
@@ -492,6 +507,9 @@ class Partition:
         while not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=CANCEL_AGAIN)
+        for _, handle in self._unsure:  # the log will tell another
+            self._background(handle.close(keep=True))
+        self._unsure.clear()
 
     # ---- what can be seen of it
 

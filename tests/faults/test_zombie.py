@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 from brokers import Topics
 from checker import violations
 from splitferry_protocol.ids import RequestId
+from splitferry_protocol.records import Status
 from stage import Consumer, Stage, stage, until
 from workload import KIB, MIB, cut, make_load, message, send, send_slowly, sending
 
@@ -65,6 +66,30 @@ async def test_a_zombie_changes_nothing_and_comes_back(
         await run.stop()
         assert violations(await run.history()) == [], f"seed {SEED}"
         assert run.errors() == []
+
+
+@pytest.mark.timeout(200)
+async def test_what_was_sent_while_it_was_frozen_counts(
+    bootstrap_servers: str, topics: Callable[..., Awaitable[Topics]], tmp_path: Path
+) -> None:
+    """Frozen for longer than a request may be idle, and shorter than its session. What came
+    meanwhile lies in the log, behind much that was fetched before, when it wakes."""
+    names = await topics(partitions=1)
+    slow = [message(split, 1) for split in cut(RequestId(7, 1), b"slow" * 100, 200)]
+    large = [message(split, 1) for split in cut(RequestId(7, 2), bytes(24 * MIB), 512 * KIB)]
+    async with stage(bootstrap_servers, names, tmp_path) as run, sending(run.servers) as producer:
+        consumer = await run.consumer(IDLE_TIMEOUT="5", SESSION_TIMEOUT="30")
+        await until(lambda: consumer.heard("partition taken") == 1, "a start")
+        await send(producer, names.splits, slow[:1])
+        await until(lambda: writes(run) == 1, "the request is open")
+        consumer.freeze()
+        await send(producer, names.splits, large + slow[1:])
+        await asyncio.sleep(8)
+        consumer.thaw()
+        await until(lambda: len(run.results) == 2, "both results")
+        await run.stop()
+        told = {request.sequence: result.status for request, result in run.results.items()}
+        assert told == {1: Status.COMPLETED, 2: Status.COMPLETED}
 
 
 async def wake(run: Stage, zombie: Consumer) -> None:
