@@ -172,7 +172,7 @@ def complete(data: bytes, sha256: bytes | None = None) -> Ending:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 

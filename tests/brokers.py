@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from proxy import HOST, Proxy
+from splitferry_cli import broker as broker_module
 from splitferry_cli.broker import LocalBroker, answers
 from splitferry_cli.kafka_jars import KAFKA_VERSION
 from splitferry_cli.kafka_process import SETTINGS, free_ports, node
 from splitferry_cli.topic_rules import BY_BROKER
 
 T = TypeVar("T")
+
+broker_module._START_SECONDS = 240
+"""A start may take long on a busy machine; what is too long is for the tests' limits to say."""
 
 SPLITS_BYTES = 17 * 2**20
 """max.message.bytes of a splits topic: a payload of 16 MiB and its header."""
@@ -58,6 +63,22 @@ async def administrator(servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
         yield client
     finally:
         await client.close()
+
+
+async def configure(client: AIOKafkaAdminClient, topic: str, configs: dict[str, str]) -> None:
+    """Set a topic's configs. The controller has them at once; the broker learns of them later."""
+    await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs)])
+    async with asyncio.timeout(60):
+        while not configs.items() <= (await _configs(client, topic)).items():
+            await asyncio.sleep(0.02)
+
+
+async def _configs(client: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
+    asked = [ConfigResource(ConfigResourceType.TOPIC, topic)]
+    answers: list[Any] = await client.describe_configs(asked)
+    ((code, _, _, _, entries),) = answers[0].resources
+    assert code == 0
+    return {entry[0]: entry[1] for entry in entries}
 
 
 async def make_topics(servers: str, partitions: int = 4) -> Topics:
@@ -171,11 +192,14 @@ class KillableBroker(LocalBroker):
 
 
 def quiet_ports(count: int) -> list[int]:
-    """Free ports that no connection is given as its own meanwhile: the kernel takes those from
-    32768 upwards, and while a broker is down its port would be one of them."""
+    """Free ports that nobody takes before we do, or while a broker is down: the kernel gives those
+    from 32768 upwards to connections, `free_ports` takes from 20,000 upwards, and each process of
+    pytest-xdist has some of its own."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_000 + 1000 * (process % 10)
     found: list[int] = []
     while len(found) < count:
-        port = random.SystemRandom().randrange(20_000, 32_000)
+        port = random.SystemRandom().randrange(first, first + 1000)
         with suppress(OSError), socket.create_server((HOST, port)):
             if port not in found:
                 found.append(port)

@@ -29,10 +29,12 @@ PHONE: ViewportSize = {"width": 360, "height": 740}
 async def launch(playwright: Playwright) -> Browser:
     """Chromium, without its sandbox where root would not get one."""
     options = ["--no-sandbox"] if os.geteuid() == 0 else []
-    return await playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    return await playwright.chromium.launch(executable_path=CHROMIUM, args=options, timeout=120_000)
 
 
-expect.set_options(timeout=20_000)
+PATIENCE = 40_000
+"""Milliseconds after which what should be seen counts as missing."""
+expect.set_options(timeout=PATIENCE)
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Ferry:
         """
         async with await self.browser.new_context(**context) as made:
             page = await made.new_page()
-            page.set_default_timeout(20_000)
+            page.set_default_timeout(PATIENCE)
             complaints: list[str] = []
             page.on("console", lambda m: complaints.append(m.text) if m.type != "log" else None)
             page.on("pageerror", lambda error: complaints.append(str(error)))

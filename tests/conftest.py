@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from brokers import Topics, broker_in_docker, docker_answers, make_topics, run
 from splitferry_cli.broker import LocalBroker
 
 PACKAGES = ["splitferry_protocol", "splitferry_producer", "splitferry_consumer", "splitferry_cli"]
 
+
+# A shell starts what goes on in the background with SIGINT ignored; all that tests start, and stop
+# by it, would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine holds up any example for longer than the 200 ms that Hypothesis allows by itself.
+# Whoever judges mutants has loaded a profile before.
+if settings.get_current_profile_name() == "default":
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("unhurried", deadline=None, suppress_health_check=slow)
+    settings.load_profile("unhurried")
 
 BROKERS = {"bootstrap_servers", "killable_broker", "broker"}
 """Fixtures that start one."""

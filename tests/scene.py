@@ -13,13 +13,12 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from brokers import Topics, administrator, make_topics
+from brokers import Topics, administrator, configure, make_topics
 from checker import Outcome, read_outcomes, violations
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Result, Split
-from stage import Consumer, Stage, stage, until
+from stage import Consumer, Stage, stage, until, whole_lines
 from workload import cut, message, send, sending
 
 RESUMED = 30.0
@@ -74,7 +73,7 @@ class Scene:
         await until(have, f"results of {[str(r) for r in requests]}", bound)
 
     def lines(self, consumer: Consumer) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in consumer.log.read_text().splitlines()]
+        return [json.loads(line) for line in whole_lines(consumer.log)]
 
     async def said(
         self, consumer: Consumer, event: str, text: str = "", bound: float = RESUMED
@@ -103,8 +102,7 @@ class Scene:
     async def configure(self, topic: str, **configs: str) -> None:
         """Set a topic's configs, named with `_` for `.`."""
         named = {name.replace("_", "."): value for name, value in configs.items()}
-        resource = ConfigResource(ConfigResourceType.TOPIC, topic, named)
-        await self.admin.alter_configs([resource])
+        await configure(self.admin, topic, named)
 
     async def delete(self, topic: str) -> None:
         await self.admin.delete_topics([topic])

@@ -9,9 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import os
-import socket
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -38,6 +36,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from brokers import quiet_ports
 from splitferry_cli.broker import LocalBroker
 from splitferry_cli.kafka_process import HOST
 from splitferry_protocol.connection import ConnectionSettings
@@ -105,10 +104,8 @@ class SecuredBroker(LocalBroker):
         self.cafile = data / "ca.pem"
         self._users = list(users)
         self._identities = 0
-        with ExitStack() as held:
-            names = [*LISTENERS, "relayed"]
-            sockets = [held.enter_context(socket.create_server((HOST, 0))) for _ in names]
-            self.ports = dict(zip(names, (s.getsockname()[1] for s in sockets), strict=True))
+        names = [*LISTENERS, "relayed"]
+        self.ports = dict(zip(names, quiet_ports(len(names)), strict=True))
         self.relayed = self.ports.pop("relayed")
 
     def _settings(self, clients: str, controller: str) -> dict[str, str]:

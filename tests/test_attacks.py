@@ -36,7 +36,7 @@ from splitferry_protocol.records import HEADER_MAX, Block, Split
 from world import split
 
 FLOOD = int(os.environ.get("SPLITFERRY_FLOOD", "4000"))
-BOUND = max(60.0, FLOOD / 100)
+BOUND = max(180.0, FLOOD / 100)
 """Seconds."""
 MIB = 2**20
 HELD = MIB

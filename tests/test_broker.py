@@ -22,7 +22,7 @@ from splitferry_cli import broker as broker_module
 from splitferry_cli.broker import BrokerUnavailable, LocalBroker
 from splitferry_cli.kafka_jars import java, kafka_jars
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]  # two starts, of up to 60 s each
 GONE_SECONDS = 30
 
 
@@ -33,7 +33,11 @@ async def cluster(broker: LocalBroker, *, create: str | None = None) -> tuple[st
     try:
         if create:
             await client.create_topics([NewTopic(create, 1, 1)])
-        return (await client.describe_cluster())["cluster_id"], set(await client.list_topics())
+        names = set(await client.list_topics())
+        async with asyncio.timeout(GONE_SECONDS):
+            while create and create not in names:  # the broker learns of it a little later
+                names = set(await client.list_topics())
+        return (await client.describe_cluster())["cluster_id"], names
     finally:
         await client.close()
 

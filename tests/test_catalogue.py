@@ -459,7 +459,7 @@ def test_one_that_is_of_no_use_is_left_closed(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
     with pytest.raises(TargetUnusable, match="no catalogue") as refused:
         Catalogue(str(path))
-    assert len(os.listdir("/proc/self/fd")) == len(before), refused
+    assert len(os.listdir("/proc/self/fd")) <= len(before), refused
 
 
 @pytest.mark.parametrize(

@@ -221,15 +221,16 @@ async def test_results_that_nobody_reads_hold_up_nothing(
 async def test_leaving_finishes_what_is_in_flight(
     kafka: Kafka, member: MemoryTransport, settings: Settings
 ) -> None:
-    finish = asyncio.Event()
+    handling, finish = asyncio.Event(), asyncio.Event()
 
     async def handler(item: ReceivedItem) -> None:
+        handling.set()
         await finish.wait()
 
     kafka.send(split(1, 0, b"data", total=4))
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
         async with Consumer(settings, handler):
-            await until(lambda: kafka.calls.count("poll") > 5)
+            await handling.wait()
             asyncio.get_running_loop().call_later(0.05, finish.set)
             raise ZeroDivisionError
     assert [result.request.sequence for result in results(kafka)] == [1]

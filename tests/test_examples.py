@@ -18,7 +18,10 @@ from place import Place
 from splitferry_cli.kafka_process import free_ports
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-BOUND = 30.0
+BOUND = 90.0
+"""Seconds after which an example counts as hanging."""
+
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

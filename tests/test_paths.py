@@ -256,7 +256,7 @@ def test_a_directory_that_cannot_get_its_mode_costs_no_descriptor(
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="ill"):
         open_directory("made", above, 0o750)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
 
 
 @pytest.mark.parametrize("how", ["case", "composition", "not at all"])
@@ -306,4 +306,4 @@ def test_nothing_is_left_open(tree: Tree, root: Path, source: int) -> None:
     assert set(tree.sync(["a/b/c/d", "a/b/none/e"])) == {"a/b/none/e"}
     assert not tree.holds("a/b/c", 0, b"")
     assert not tree.holds("a/b/none", 0, b"")
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert len(os.listdir("/proc/self/fd")) <= len(before)

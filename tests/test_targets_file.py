@@ -1427,7 +1427,7 @@ def test_directories_that_cannot_be_synced_cost_no_descriptors(
         before = os.listdir("/proc/self/fd")
         for _ in range(5):
             target._sweep()
-        assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert len(os.listdir("/proc/self/fd")) <= len(before)
     target._sweep()
     target.close()
 
@@ -1474,7 +1474,8 @@ async def test_nothing_stays_open(root: Path) -> None:
             FileTarget(root)
 
     await asyncio.to_thread(come_and_go)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    # Others of this process may have gone meanwhile, with what the collector found.
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
     assert [one.name for one in threading.enumerate() if one.name.startswith("catalogue")] == []
 
 

@@ -32,7 +32,8 @@ def owner(parent: int) -> Iterator[Owner]:
 def same_descriptors() -> Iterator[None]:
     before = os.listdir("/proc/self/fd")
     yield
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    # Others of this process may have gone meanwhile, with what the collector found.
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
 
 
 def left_by_the_dead(parent: int, *files: str) -> str:

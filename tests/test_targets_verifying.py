@@ -33,7 +33,7 @@ async def test_bytes_are_there_until_the_request_ends_and_nowhere_else(
         assert await incoming.settle(proposal) is proposal
     with pytest.raises(Condemned):
         incoming.write_at(0, b"late")
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 async def test_an_empty_item_needs_no_file() -> None:

@@ -442,6 +442,7 @@ async def test_metrics_count_what_happens(page: Watched) -> None:
     await until(lambda: page.service.observer.requests[Status.COMPLETED] == 1)
     await until(lambda: page.service.observer.dead_letters == 1)
     await until(lambda: page.service.observer.splits == 4)
+    await until(lambda: not any(held.gauge.bytes for held in page.service.partitions))
     metrics = await page.metrics()
     expected = {
         'splitferry_received_bytes_total{block="file"}': 18,
@@ -491,6 +492,7 @@ async def test_counters_outlive_the_tenancy_of_a_partition(page: Watched) -> Non
     await until(lambda: page.service.observer.splits == 2)
     before = await page.metrics()
     assert before["splitferry_duplicate_splits_total"] == 1
+    page.kafka.gates["writer"].clear()  # it is not taken again before it was looked at
     page.service.partitions[0].retake(TransportError("something went wrong"))
     await until(lambda: page.service.partitions[0].ledger is None)
     after = await page.metrics()
@@ -499,6 +501,7 @@ async def test_counters_outlive_the_tenancy_of_a_partition(page: Watched) -> Non
     status = (await page.status())["partitions"][0]
     assert (status["state"], status["reason"]) == ("taking", "something went wrong")
     assert (status["watermark"], status["holder"], status["lag"]) == (None, None, None)
+    page.kafka.gates["writer"].set()
     await until(lambda: page.service.partitions[0].trouble is None)
     assert (await page.status())["partitions"][0]["state"] == "reading"
 
@@ -532,8 +535,13 @@ async def test_ready_says_what_is_not(page: Watched, monkeypatch: pytest.MonkeyP
     await becomes(503, "broker")
     page.kafka.gates["topics"].set()
     await becomes(200)
+    # What is in flight holds up the end of the membership, of which no broker is asked any more.
+    page.kafka.gates["commit"].clear()
+    page.kafka.send(split(1, 0, b"whole", total=5, block=Block.FILE))
+    await until(lambda: "commit" in page.kafka.calls)
     page.service.stop()
     await becomes(503, "assigned")
+    page.kafka.gates["commit"].set()
 
 
 async def test_a_disk_that_hangs_is_told_and_holds_up_nobody(
@@ -740,7 +748,7 @@ async def test_who_connects_and_asks_nothing_keeps_nobody_out(page: Watched) -> 
     ]
     try:
         assert (await page.client.get("healthz")).status_code == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             with contextlib.suppress(ConnectionResetError):
                 assert await idle[0][0].read() == b"", "it is closed"
     finally:
@@ -757,7 +765,7 @@ async def test_a_request_that_does_not_become_whole_is_given_up(
     for sent in (b"", half_asked, half_asked + b"\r\n" + half_asked, half_told):
         reader, writer = await asyncio.open_connection("127.0.0.1", page.client.base_url.port)
         writer.write(sent)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             with contextlib.suppress(ConnectionResetError):
                 while await reader.read(4096):
                     writer.write(b"X")  # a byte now and then is no whole request either
@@ -767,8 +775,8 @@ async def test_a_request_that_does_not_become_whole_is_given_up(
 async def test_what_is_asked_for_may_take_longer_than_asking(
     page: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "REQUEST_BOUND", 0.05)
-    monkeypatch.setattr(app_module, "STREAM_INTERVAL", 0.1)
+    monkeypatch.setattr(server_module, "REQUEST_BOUND", 1.0)
+    monkeypatch.setattr(app_module, "STREAM_INTERVAL", 0.8)
     stream = events(page.client)
     for _ in range(3):
         await anext(stream)

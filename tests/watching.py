@@ -26,6 +26,9 @@ from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Abort
 from stage import Consumer
 
+ANSWERED = 30.0
+"""Seconds that an answer may take on a busy machine."""
+
 
 @dataclass
 class Watched:
@@ -106,7 +109,9 @@ async def watched(
     async with serving(OneProcess(service), host, 0, abort if actions else None) as address:
         running = asyncio.create_task(service.run())
         try:
-            async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+            async with httpx.AsyncClient(
+                base_url=address, trust_env=False, timeout=ANSWERED
+            ) as client:
                 yield Watched(kafka, member, service, client, failing)
         finally:
             service.stop()
@@ -117,7 +122,7 @@ async def watched(
 async def page_of(made: Scene, consumer: Consumer) -> AsyncIterator[httpx.AsyncClient]:
     """Of a consumer process."""
     address = (await made.said(consumer, "web page"))["address"]
-    async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=ANSWERED) as client:
         yield client
 
 

@@ -91,7 +91,7 @@ async def test_a_group_closed_at_any_step_leaves_nothing(tmp_path: Path, block: 
             memory = bench.targets[Block.MEM]
             assert isinstance(memory, MemoryTarget)
             assert memory.limit.used == 0
-            assert await asyncio.to_thread(descriptors) == files
+            assert await asyncio.to_thread(descriptors) <= files
             assert asyncio.all_tasks() == tasks
             assert incoming.calls[-1] == "discard"
         if settled:

@@ -14,7 +14,7 @@ import pytest
 from brokers import Topics
 from ferrying import ferrying
 from shim import Shim, needs_shim
-from stage import Consumer, until
+from stage import PATIENT, Consumer, until
 
 Make = Callable[..., Awaitable[Topics]]
 
@@ -84,7 +84,7 @@ async def test_a_catalogue_that_breaks_under_a_consumer(
     files wait, others go on; within 30 s after it was moved away, or a copy put back, files go
     on. No result is wrong, and none comes twice."""
     async with ferrying(bootstrap_servers, topics, tmp_path) as ferry:
-        consumer = await ferry.run.consumer()
+        consumer = await ferry.run.consumer(SESSION_TIMEOUT=PATIENT)
         path = ferry.run.root / ".splitferry" / "catalog.db"
         await ferry.ends(await ferry.send(*ferry.item()), why="a start")
         for number, damage in enumerate(MADE_ANEW, 1):
@@ -169,10 +169,10 @@ async def frozen(servers: str, topics: Make, directory: Path, heals: str) -> Non
         shim = Shim(run.root, directory / "shim")
         run.environment |= shim.environment
         stopped = await run.consumer()
-        await until(lambda: stopped.heard("partition taken") == 2, "a start")
+        await until(lambda: stopped.heard("partition taken") >= 2, "a start")
         run.environment.clear()
         other = await run.consumer()
-        await until(lambda: other.heard("partition taken") == 1, "another")
+        await until(lambda: other.heard("partition taken") >= 1, "another")
         shim.delay("fsync", 5.0, where="catalog.db")
         requests = [await ferry.send(*ferry.item()) for _ in range(12)]
         await until(lambda: shim.hits("fsync") > 0, "a transaction")

@@ -14,7 +14,7 @@ from brokers import Topics, administrator
 from ferrying import ferrying
 from shim import Shim, needs_shim
 from splitferry_protocol.records import Block, Status
-from stage import until
+from stage import PATIENT, until
 from workload import KIB
 
 pytestmark = needs_shim
@@ -41,10 +41,10 @@ async def unnoticed(servers: str, topics: Make, directory: Path) -> None:
         run = ferry.run
         shim = Shim(run.root, directory / "shim")
         run.environment |= shim.environment
-        consumer = await run.consumer(IDLE_TIMEOUT=str(IDLE))
+        consumer = await run.consumer(IDLE_TIMEOUT=str(IDLE), SESSION_TIMEOUT=PATIENT)
         await ferry.ends(await ferry.send(*ferry.item()), why="a start")
+        began = time.monotonic()  # before it is read: that may be before the broker's answer
         idle = await ferry.send(*ferry.item()[:-1])
-        began = time.monotonic()
         for step in (HOUR, -HOUR, YEAR, -YEAR):
             shim.step_clock(step)
             request = await ferry.send(*ferry.item())
@@ -61,7 +61,7 @@ async def unnoticed(servers: str, topics: Make, directory: Path) -> None:
         await consumer.kill()
         shim.step_clock(-2 * YEAR)
         successor = await run.consumer()
-        await until(lambda: successor.heard("partition taken") == 1, "a successor")
+        await until(lambda: successor.heard("partition taken") >= 1, "a successor")
         await run.freed()
         await ferry.finish({idle: (Status.EXPIRED, "BatchTransferFailed")})
         assert consumer.log.read_text().count("partition taken") == 1

@@ -14,7 +14,7 @@ from ferrying import ferrying
 from shim import Shim, needs_shim
 from small_disk import needs_mount, small_disk
 from splitferry_protocol.records import Abort, Block, Status
-from stage import SHARED_MEMORY, until
+from stage import LIFETIME, PATIENT, SHARED_MEMORY, until
 from workload import KIB, MIB
 
 pytestmark = [needs_mount, needs_shim]
@@ -39,7 +39,7 @@ async def waits_for_room(servers: str, topics: Make, directory: Path) -> None:
         ferrying(servers, topics, directory) as ferry,
         small_disk(ferry.run.root, 24 * MIB) as disk,
     ):
-        consumer = await ferry.run.consumer(DISK_RESERVE="0")
+        consumer = await ferry.run.consumer(DISK_RESERVE="0", SESSION_TIMEOUT=PATIENT)
         await ferry.ends(await ferry.send(*ferry.item()), why="a start")
         splits = ferry.item(4 * MIB)
         half = await ferry.send(*splits[:10])
@@ -105,6 +105,8 @@ async def waits_for_memory(servers: str, topics: Make, directory: Path) -> None:
     async with ferrying(servers, topics, directory) as ferry:
         shim = Shim(SHARED_MEMORY, directory / "shim")
         ferry.run.environment |= shim.environment
+        # So that the first is still there when the second comes, however busy the machine is.
+        ferry.run.lifetime = str(2 * LIFETIME + float(ferry.run.lifetime))
         consumer = await ferry.run.consumer(MEMORY_LIMIT="1MiB")
 
         async def waits(cause: str) -> None:

@@ -14,7 +14,7 @@ from brokers import Topics
 from ferrying import Ferrying, ferrying
 from shim import Shim, needs_shim
 from splitferry_protocol.records import Abort
-from stage import Consumer, until
+from stage import PATIENT, Consumer, until
 
 pytestmark = needs_shim
 
@@ -66,7 +66,7 @@ async def wait_and_heal(
     cause, the request has no result, others go on; within 30 s after the disk has healed the
     result says completed."""
     async with ferrying(servers, topics, directory) as ferry:
-        shim, consumer = await preloaded(ferry, directory)
+        shim, consumer = await preloaded(ferry, directory, SESSION_TIMEOUT=PATIENT)
         for number, fault in enumerate(faults):
             await waits_and_heals(ferry, shim, consumer, fault, f"new{number}/item")
         await ferry.finish()
@@ -102,7 +102,7 @@ async def test_short_and_interrupted_calls_are_carried_on(
 ) -> None:
     """Writes and reads move half of what they should, or are interrupted: nobody notices."""
     async with ferrying(bootstrap_servers, topics, tmp_path) as ferry:
-        shim, consumer = await preloaded(ferry, tmp_path)
+        shim, consumer = await preloaded(ferry, tmp_path, SESSION_TIMEOUT=PATIENT)
         for where in (INCOMING, CATALOGUE):
             shim.short("write", where=where)
             shim.short("read", where=where)

@@ -101,7 +101,7 @@ async def test_the_first_connection_without_an_answer_ends_all_that_are_as_silen
 ) -> None:
     """A client has several to a broker, and a firewall forgets them together."""
     async with killable_broker.proxy(0) as proxy:
-        consumer = AIOKafkaConsumer(bootstrap_servers=proxy.servers, request_timeout_ms=2000)
+        consumer = AIOKafkaConsumer(bootstrap_servers=proxy.servers, request_timeout_ms=8000)
         Fetches(consumer, FETCH_MAX)
         async with consumer:
             client: Any = consumer._client

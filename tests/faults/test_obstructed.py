@@ -16,7 +16,7 @@ from shim import Shim, needs_shim
 from small_disk import needs_mount, small_disk
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Split, Status
-from stage import Consumer, until
+from stage import PATIENT, Consumer, until
 from workload import MIB
 
 Make = Callable[..., Awaitable[Topics]]
@@ -41,7 +41,7 @@ async def obstructed(servers: str, topics: Make, directory: Path) -> None:
         root = ferry.run.root
         shim = Shim(root, directory / "shim")
         ferry.run.environment |= shim.environment
-        consumer = await ferry.run.consumer()
+        consumer = await ferry.run.consumer(SESSION_TIMEOUT=PATIENT)
         await ferry.ends(await ferry.send(*ferry.item()), why="a start")
         elsewhere = directory / "elsewhere"
         elsewhere.mkdir()

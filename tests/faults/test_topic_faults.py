@@ -128,6 +128,13 @@ async def make_anew(play: Scene, count: int) -> list[RequestId]:
     return [await play.item() for _ in range(count)]
 
 
+async def committed_to(play: Scene, position: int) -> bool:
+    """Whether the group's commit knows what was told of all below. It can be seen later than the
+    results of its transaction; behind a deletion, it would speak of the new topic."""
+    found = await read_committed(play.servers, play.run.group, play.names.splits)
+    return f" P={position} " in found.get(0, (0, ""))[1]
+
+
 async def made_anew_while_running(servers: str, directory: Path) -> None:
     """The splits topic is deleted and made anew, and gets more records than the old one had.
 
@@ -140,6 +147,7 @@ async def made_anew_while_running(servers: str, directory: Path) -> None:
         lost, _ = await play.begin()
         old = [await play.item() for _ in range(3)]
         await play.told(*old)
+        await until(lambda: committed_to(play, 7), "their commit")
         anew = await make_anew(play, 8)
         await play.told(*anew)
         await play.run.settle()

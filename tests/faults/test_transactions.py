@@ -23,7 +23,7 @@ from splitferry_protocol.codec import encode_result
 from splitferry_protocol.errors import BatchTransferFailed
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Block, Input, Result, Status
-from stage import Consumer, until
+from stage import PATIENT, Consumer, until
 from workload import MIB, message
 
 TIMED_OUT = 45.0
@@ -58,7 +58,9 @@ async def splits_hidden_by_a_transaction(servers: str, directory: Path) -> None:
     the transaction ends, one way or the other, all goes on.
     """
     async with scene(servers, directory) as play, stranger(play) as other:
-        consumer = await play.consumer(IDLE_TIMEOUT="3")
+        # Shorter than records are hidden before the log warns of it, and longer than it takes to
+        # hide them.
+        consumer = await play.consumer(IDLE_TIMEOUT="10")
         held, left = await play.begin(0)
         await until(lambda: writes(play), "the request is open")
         await other.begin_transaction()
@@ -98,7 +100,7 @@ async def results_hidden_by_a_transaction(servers: str, directory: Path) -> None
         await first.stop()
         await other.begin_transaction()
         await other.send_and_wait(play.names.results, b"?", key=b"?", partition=0)
-        consumer = await play.run.consumer()
+        consumer = await play.run.consumer(SESSION_TIMEOUT=PATIENT)
         behind, beside = await play.item(0), await play.item(1)
         await play.told(beside)
         line = await play.said(consumer, "partition refused", "another producer is open")
@@ -160,7 +162,7 @@ async def second_producer_with_the_same_id(servers: str, directory: Path) -> Non
     partition again after a pause of 3 s, and fences the other.
     """
     async with scene(servers, directory, partitions=1) as play:
-        consumer = await play.consumer()
+        consumer = await play.consumer(SESSION_TIMEOUT=PATIENT)
         await play.told(await play.item())
         async with AIOKafkaProducer(
             bootstrap_servers=servers,

@@ -41,7 +41,7 @@ async def test_a_zombie_changes_nothing_and_comes_back(
     names = await topics(partitions=PARTITIONS)
     async with stage(bootstrap_servers, names, tmp_path) as run, sending(run.servers) as producer:
         zombie = await run.consumer()
-        await until(lambda: zombie.heard("partition taken") == PARTITIONS, "a start")
+        await until(lambda: zombie.heard("partition taken") >= PARTITIONS, "a start")
         early, late = load[: len(load) // 2], load[len(load) // 2 :]
         feeding = asyncio.create_task(send_slowly(producer, names.splits, early, 2))
         if caught == "writing":
@@ -52,7 +52,7 @@ async def test_a_zombie_changes_nothing_and_comes_back(
         await feeding
         successor = await run.consumer()
         await send(producer, names.splits, late[: len(late) // 2])
-        await until(lambda: successor.heard("partition taken") == PARTITIONS, "a new owner")
+        await until(lambda: successor.heard("partition taken") >= PARTITIONS, "a new owner")
         if wakes == "early":
             await wake(run, zombie)
         await send(producer, names.splits, late[len(late) // 2 :])

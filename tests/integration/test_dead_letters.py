@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from brokers import Topics, administrator
+from brokers import Topics, administrator, configure
 from checker import read_topic
 from command import Outcome, command, topics_of
 from splitferry_cli import requeue as requeuing
@@ -29,6 +28,8 @@ from stage import stage, until
 from workload import Message, cut, damaged, message, origin, send, sending
 
 MakeTopics = Callable[..., Awaitable[Topics]]
+
+pytestmark = pytest.mark.timeout(240)  # many commands, each a start of Python
 
 
 class Desk:
@@ -227,10 +228,7 @@ async def test_a_record_that_is_too_large_by_now_is_refused_alone(desk: Desk) ->
     small, large = cut(RequestId(7, 1), b"x", 1)[0], cut(RequestId(7, 2), bytes(50_000), 50_000)[0]
     wanted = await desk.put(small, large, large, small)
     async with administrator(desk.servers) as admin:
-        limit = ConfigResource(
-            ConfigResourceType.TOPIC, desk.names.splits, {"max.message.bytes": "10000"}
-        )
-        await admin.alter_configs([limit])
+        await configure(admin, desk.names.splits, {"max.message.bytes": "10000"})
     told = await desk.requeue(*wanted)
     assert [one.outcome for one in told] == ["requeued", "refused", "refused", "requeued"], told
     assert "raise its max.message.bytes" in (told[1].reason or "")

@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from brokers import Topics, administrator
+from brokers import Topics, administrator, configure
 from checker import CONNECT, read_outcomes, violations
 from place import BOUND, Place, results_of
 from splitferry_consumer import ReceivedItem
@@ -22,7 +21,7 @@ from splitferry_producer import FileSource, MemorySource, StreamSource
 from splitferry_protocol.errors import VersionMismatch, WriteDataFailed
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Abort, Accepted, Block, Result, Split, Status
-from workload import KIB, MIB, Message, cut, damaged, make_load, message
+from workload import KIB, MIB, Message, cut, damaged, make_load, message, send, sending
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -276,13 +275,13 @@ async def test_a_quota_refuses_and_later_requests_go_on(make_place: MakePlace) -
 
 async def test_a_request_without_new_bytes_expires(make_place: MakePlace) -> None:
     place = await make_place()
-    idle, alive = cut(RequestId(5, 1), b"abcd", 2), cut(RequestId(5, 2), b"abcd", 1)
-    async with place.serving(idle_timeout=2.0):
-        await place.send(messages(idle[0], alive[0]))
+    idle, alive = cut(RequestId(5, 1), b"abcd", 2), cut(RequestId(5, 2), b"abcdef", 1)
+    async with place.serving(idle_timeout=5.0), sending(place.servers) as producer:
+        await send(producer, place.names.splits, messages(idle[0], alive[0]))
         # Only new bytes are activity; the same split again is none.
         for split in alive[1:]:
-            await asyncio.sleep(1)
-            await place.send(messages(idle[0], split))
+            await asyncio.sleep(1.2)
+            await send(producer, place.names.splits, messages(idle[0], split))
         await place.settled()
         await place.send(messages(idle[1]))
         await place.settled()
@@ -367,11 +366,8 @@ async def test_tokens_are_told_in_their_order(make_place: MakePlace) -> None:
 
 async def test_a_dead_letter_too_large_for_its_topic_leaves_a_stub(make_place: MakePlace) -> None:
     place = await make_place(1)
-    limit = {"max.message.bytes": "300000"}
     async with administrator(place.servers) as admin:
-        await admin.alter_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, place.names.dead_letters, configs=limit)]
-        )
+        await configure(admin, place.names.dead_letters, {"max.message.bytes": "300000"})
     good = [message(split, 1) for n in range(4) for split in cut(RequestId(5, n), b"abcd", 2)]
     small, large = Message(b"1", b"small", [("own", b"1")]), Message(b"2", b"x" * 400_000)
     async with place.serving():

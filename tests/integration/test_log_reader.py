@@ -79,7 +79,8 @@ async def test_a_part_of_a_log_is_read_and_nobody_is_told(
         assert [r.offset for r in await read(reader, partition, 3, 7)] == [3, 4, 5, 6]
         assert await read(reader, partition, 7, 7) == []
         assert await reader.committed("nobody", partition) is None
-        assert await groups(admin) == before
+        # Kafka may take away groups of others meanwhile.
+        assert {*await groups(admin)} <= {*before}
 
 
 async def test_a_moment_leads_to_the_first_record_that_is_not_older(

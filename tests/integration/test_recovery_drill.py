@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from brokers import Topics, administrator
@@ -51,6 +52,7 @@ async def replay(seen: Stage, *args: str | Path) -> tuple[Outcome, list[dict[str
     return done, [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.timeout(240)
 async def test_a_lost_root_is_rebuilt_and_nothing_else_is_changed(
     bootstrap_servers: str, topics: MakeTopics, tmp_path: Path
 ) -> None:
@@ -97,4 +99,8 @@ async def test_a_lost_root_is_rebuilt_and_nothing_else_is_changed(
         assert again["present"] + again["superseded"] == len(files)
         assert again["present"] == len(received)
         assert again["complete"] == 0
-        assert await everything(seen) == before
+        after = await everything(seen)
+        # Kafka takes away groups that have no members and no offsets, every ten minutes.
+        assert after["offsets"].items() <= before["offsets"].items()
+        assert seen.group in after["offsets"]
+        assert {**after, "offsets": before["offsets"]} == before

@@ -22,7 +22,7 @@ from command import command, topics_of
 from scene import Scene, scene
 from splitferry_consumer.web.app import TOKEN_HEADER
 from splitferry_protocol.records import Status
-from watching import page_of, samples
+from watching import ANSWERED, page_of, samples
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMED = 10.0
@@ -116,7 +116,7 @@ async def test_it_ends_with_the_consumer_whoever_is_watching(
 ) -> None:
     async with watched(bootstrap_servers, tmp_path) as (made, client):
         consumer = made.run.consumers[0]
-        async with asyncio.timeout(NAMED):
+        async with asyncio.timeout(ANSWERED):
             while (await client.get("readyz")).status_code != 200:
                 await asyncio.sleep(0.1)
         async with client.stream("GET", "events", timeout=30) as stream:

@@ -16,7 +16,7 @@ from command import command, topics_of
 from scene import Scene, scene
 from splitferry_consumer.web.app import TOKEN_HEADER
 from splitferry_protocol.records import Status
-from stage import Consumer, until
+from stage import PATIENT, Consumer, until
 from watching import page_of, samples
 
 WORKERS = 2
@@ -98,17 +98,19 @@ async def test_a_second_signal_ends_all_at_once(bootstrap_servers: str, tmp_path
         process, supervisor = consumer._running(), psutil.Process(consumer.pid)
         supervisor.send_signal(signal.SIGINT)
         await made.said(consumer, "stopping: finishing what is in flight; again to leave at once")
-        await asyncio.to_thread(workers[0].wait, 10)
+        await asyncio.to_thread(workers[0].wait, 30)
         assert consumer.alive, "it waits for the other one"
         supervisor.send_signal(signal.SIGINT)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             assert await process.wait() == 130
         assert not workers[1].is_running() or workers[1].status() == psutil.STATUS_ZOMBIE
 
 
 async def test_one_page_and_metrics_for_all(bootstrap_servers: str, tmp_path: Path) -> None:
     async with scene(bootstrap_servers, tmp_path, PARTITIONS) as made:
-        consumer = await started(made, WEB="127.0.0.1:0", WEB_ACTIONS="true")
+        consumer = await started(
+            made, WEB="127.0.0.1:0", WEB_ACTIONS="true", SESSION_TIMEOUT=PATIENT
+        )
         async with page_of(made, consumer) as client:
             await answered(client, "readyz", 200)
             begun = [(await made.begin(number % PARTITIONS))[0] for number in range(10)]
@@ -157,11 +159,13 @@ async def test_one_page_and_metrics_for_all(bootstrap_servers: str, tmp_path: Pa
             assert made.run.results[request].status is Status.ABORTED
 
 
+@pytest.mark.timeout(240)
 async def test_a_frozen_worker_is_shown_and_holds_nobody_up(
     bootstrap_servers: str, tmp_path: Path
 ) -> None:
     async with scene(bootstrap_servers, tmp_path, PARTITIONS) as made:
-        consumer = await started(made, WEB="127.0.0.1:0", SESSION_TIMEOUT="6")
+        # Long enough to see all of it before the other worker takes over.
+        consumer = await started(made, WEB="127.0.0.1:0", SESSION_TIMEOUT="25")
         async with page_of(made, consumer) as client:
             await answered(client, "readyz", 200)
             status = (await client.get("status")).json()
@@ -187,7 +191,7 @@ async def test_a_frozen_worker_is_shown_and_holds_nobody_up(
                     views = (await client.get("status")).json()["partitions"]
                     return [v["worker"] for v in views] == [1] * PARTITIONS
 
-                await until(taken_over, "the other worker has its partitions", 30)
+                await until(taken_over, "the other worker has its partitions")
             finally:
                 frozen.resume()
             await answered(client, "readyz", 200)
@@ -234,7 +238,7 @@ async def test_nothing_outlives_the_supervisor(
         left = workers_of(consumer)
         assert len(list(tmp_path.glob("splitferry-*/*"))) == WORKERS
         await consumer.kill()
-        _, alive = await asyncio.to_thread(psutil.wait_procs, left, 5)
+        _, alive = await asyncio.to_thread(psutil.wait_procs, left, 30)
         for worker in alive:
             worker.kill()
         assert alive == []

@@ -15,7 +15,7 @@ from browsing import PHONE, WIDE, Ferry, row
 from splitferry_protocol.ids import RequestId
 from workload import Message, cut, message, send
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 MANY = 5000
 
