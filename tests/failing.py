@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,16 @@ def nobody_may_list(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return failing(errno.EACCES)() if path.name == folder else scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """As another user, where root would be let in everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

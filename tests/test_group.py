@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from bench import (
     task,
     until,
 )
+from failing import unprivileged
 from splitferry_consumer import group as group_module
 from splitferry_consumer.flow import weight
 from splitferry_consumer.group import (
@@ -679,3 +682,22 @@ async def test_closing_waits_for_the_step_that_puts_many(bench: Bench) -> None:
     assert all(incoming.calls[-1] == "discard" for _, incoming, _ in made)
     assert bench.temporaries == []
     assert bench.gauge.bytes == 0
+
+
+async def test_a_directory_that_we_may_not_write_to_ends_the_request() -> None:
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    (folder / "root").mkdir(mode=0o777)
+    (folder / "root").chmod(0o777)
+    (folder / "root/a").mkdir(mode=0o755)  # Another user's.
+    try:
+        with unprivileged():
+            async with open_bench(folder / "root") as bench:
+                handle, _, _ = bench.start(write_timeout=0.5)
+                handle.submit_split(task(0, b"bytes"))
+                handle.end(complete(b"bytes"))
+                async with asyncio.timeout(30):
+                    verdict = await handle.wait()
+                assert verdict.status is Status.FAILED
+    finally:
+        shutil.rmtree(folder)

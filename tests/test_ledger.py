@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ from splitferry_protocol.records import (
     Split,
     Status,
 )
-from world import Content, World, abort, poison, split
+from world import GROUP, PARTITION, TOPIC, Content, World, abort, poison, split
 
 ONE, TWO = RequestId(1, 1), RequestId(1, 2)
 
@@ -1044,7 +1046,8 @@ def _stagger(world: World, rng: random.Random, crashes: bool) -> None:
     world.finish()
 
 
-def test_who_waited_for_the_result_of_one_owner_hears_of_that_of_the_next() -> None:
+@pytest.mark.parametrize("told", [3, 2], ids=["the token behind it was read", "it was not"])
+def test_who_waited_for_the_result_of_one_owner_hears_of_that_of_the_next(told: int) -> None:
     world = World(
         [
             split(1, 1, b"BCD", total=4, reply=b"first"),
@@ -1059,6 +1062,7 @@ def test_who_waited_for_the_result_of_one_owner_hears_of_that_of_the_next() -> N
     assert world.told == [(1, "Accepted b'first'")]
     assert world.bookmark is not None
     assert world.bookmark.told == 3
+    world.bookmark = replace(world.bookmark, told=told)
     world.take()  # before the result was told
     for _ in range(3):
         world.read()
@@ -1068,3 +1072,57 @@ def test_who_waited_for_the_result_of_one_owner_hears_of_that_of_the_next() -> N
     world._carry_out(world.ledger.give_up(state, Status.FAILED, error))
     world.finish()
     assert {outcome.reply for outcome in world.results} == {b"first", b"waits", b"late"}
+    assert ((2, "Accepted b'waits'") in world.told) is (told == 2), "an older token, as ever"
+
+
+# ---- what a taking is asked of the tenancy before, and a replay of an opening
+
+
+def states_of(world: World) -> dict[int, ReceiveState]:
+    return {state.request.sequence: state for state in world.incoming}
+
+
+def test_a_taking_knows_which_openings_of_the_tenancy_before_have_a_result() -> None:
+    world = World([split(1, 0, b"a", total=2), split(2, 0, b"a", total=1), split(3, total=0)])
+    while world.read():
+        pass
+    world.settle()  # 2, and not 3; 1 is half there
+    assert (world.begin(), world.commit()) == (True, True)
+    before = states_of(world)
+    world.take()
+    assert world.ledger.position == 0
+    assert {n: world.ledger.has_result(state) for n, state in before.items()} == {
+        1: False,
+        2: True,
+        3: False,
+    }
+    again = copy.copy(before[2])
+    again.first += 1
+    assert not world.ledger.has_result(again), "an opening of the same id, and another one"
+
+
+def test_what_w_has_passed_has_a_result() -> None:
+    world = World([split(1, total=0), split(2, total=0)])
+    while world.read():
+        pass
+    before = states_of(world)
+    owner = Ledger(GROUP, TOPIC, PARTITION, 1000, Bookmark(1, 0, 1, 1000), 0)
+    assert {n: owner.has_result(state) for n, state in before.items()} == {1: True, 2: False}
+
+
+def test_an_opening_that_is_made_way_for_is_a_new_one() -> None:
+    one, two = split(1, total=0), split(2, total=0)
+    world = World([one, one, two], horizon=2)
+    world.read()
+    world.settle()
+    assert (world.begin(), world.commit()) == (True, True)
+    world.ledger.forget(RequestId(9, 9))  # of which nothing is known
+    world.ledger.forget(one.request)
+    world.read()
+    assert [state.first for state in states_of(world).values()] == [1]
+    world.settle()
+    assert (world.begin(), world.commit()) == (True, True)
+    # The result before is over with the horizon now, and does not take the next one along.
+    world.finish()
+    assert sorted(world.outcomes()) == [(one.request, 0), (one.request, 1), (two.request, 2)]
+    assert {*world.ledger._recorded} == {one.request, two.request}

@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from splitferry_consumer.paths import Tree
 from splitferry_consumer.rebuilding import Bounds, Source
 from splitferry_consumer.replay import Outcome
 from splitferry_consumer.transport import Record, TransportError
+from splitferry_protocol.codec import encode_result
 from splitferry_protocol.ids import RequestId
 from splitferry_protocol.records import Abort, Block, Split, Status
 from workload import Message, cut, damaged, make_load, message
@@ -553,3 +555,57 @@ async def test_a_dry_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     told: Told = await replayed(recorded(logs))
     assert set(told.outcomes().values()) == {Outcome.COMPLETE}
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_id_that_came_again_and_expired_keeps_nothing_from_being_rebuilt(
+    tmp_path: Path,
+) -> None:
+    logs = log_of(cut(ONE, DATA, 250))
+    logs.record(result_of(expected(logs).openings[ONE]))
+    again = log_of(*[cut(THREE, b"x", 1)] * 101, cut(ONE, DATA, 250)[:1])
+    late = expected(again).openings[ONE]
+    late.last = late.first
+    logs.append(sent(*[cut(THREE, b"x", 1)] * (101 - 4), cut(ONE, DATA, 250)[:1]))
+    result = result_of(late, Status.EXPIRED)
+    logs.record(result)
+    told = await replayed(logs, Source("splits", "results", "group", horizon=50), to=tmp_path)
+    assert [r.outcome for r in told.reports if r.request == ONE and r.first == 0] == [
+        Outcome.COMPLETE
+    ]
+
+
+async def test_a_result_of_a_later_version_is_not_taken_for_none(tmp_path: Path) -> None:
+    logs = log_of(cut(ONE, DATA, 250))
+    told = msgpack.unpackb(encode_result(result_of(expected(logs).openings[ONE], Status.FAILED)))
+    logs.results[0].append(Record(0, ONE.key, msgpack.packb(told | {"v": 2})))
+    done = await replayed(logs, to=tmp_path / "root")
+    assert done.reports == []
+    ((_, trouble),) = done.troubles
+    assert "upgrade" in trouble
+
+
+async def test_a_horizon_raised_since_hides_nothing_that_completed() -> None:
+    logs = log_of(cut(ONE, DATA, 1000), cut(TWO, DATA, 10), cut(ONE, DATA[::-1], 1000))
+    first = result_of(expected(log_of(cut(ONE, DATA, 1000))).openings[ONE])
+    other = log_of(*[cut(THREE, b"x", 1)] * 101, cut(ONE, DATA[::-1], 1000))
+    last = result_of(expected(other).openings[ONE])
+    logs.record(first)
+    logs.record(last)
+    told = await replayed(logs)
+    assert [(r.outcome, r.first) for r in told.reports if r.request == ONE] == [
+        (Outcome.COMPLETE, 0),
+        (Outcome.COMPLETE, 101),
+    ]
+
+
+async def test_an_id_that_comes_again_in_the_same_range_is_told_twice() -> None:
+    logs = log_of(cut(ONE, DATA, 1000), cut(TWO, DATA, 10), cut(ONE, DATA[::-1], 1000))
+    first = result_of(expected(log_of(cut(ONE, DATA, 1000))).openings[ONE])
+    other = log_of(*[cut(THREE, b"x", 1)] * 101, cut(ONE, DATA[::-1], 1000))
+    logs.record(first)
+    logs.record(result_of(expected(other).openings[ONE]))
+    told = await replayed(logs, Source("splits", "results", "group", horizon=50))
+    assert [(r.outcome, r.first) for r in told.reports if r.request == ONE] == [
+        (Outcome.COMPLETE, 0),
+        (Outcome.COMPLETE, 101),
+    ]

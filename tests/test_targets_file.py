@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Iterable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from failing import failing
+from failing import failing, unprivileged
 from small_disk import can_mount
 from splitferry_consumer import catalogue
 from splitferry_consumer.group import WHOLE_MAX
@@ -203,7 +203,7 @@ async def test_an_error_of_the_close_does_not_keep_what_nobody_wants(
     with monkeypatch.context() as patch:
         patch.setattr(os, "close", ill)
         await target.in_thread(incoming.discard)
-    assert (temporaries(root), target._descriptors) == ([], 0)
+    assert (temporaries(root), target.descriptors._taken) == ([], 0)
 
 
 async def test_a_file_with_a_hole_is_condemned(target: FileTarget, root: Path) -> None:
@@ -1328,21 +1328,6 @@ def test_a_root_that_cannot_be_used_names_cause_and_remedy(
         assert str(refused.value) == told
 
 
-def unprivileged() -> AbstractContextManager[None]:
-    @contextmanager
-    def other_user() -> Iterator[None]:
-        if os.geteuid() != 0:
-            yield
-            return
-        os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-
-    return other_user()
-
-
 def test_a_root_without_write_access() -> None:
     folder = tempfile.mkdtemp()
     os.chmod(folder, 0o555)
@@ -1447,7 +1432,7 @@ def test_our_directories_are_durable_before_anything_is_in_them(
 
     monkeypatch.setattr(os, "fsync", fsync)
     target = FileTarget(root)
-    assert synced == ["incoming", ".splitferry", "root"]
+    assert synced == [root.parent.name, "incoming", ".splitferry", "root"]
     target.close()
 
 
@@ -1884,3 +1869,88 @@ async def test_a_published_file_that_cannot_be_read_is_not_verified(
     cause = "[Errno 5] Input/output error"
     assert logs == [{**told, "file": str(root / "item"), "cause": cause}]
     assert await target.verified("item") is not None
+
+
+async def test_what_is_reserved_ahead_of_an_end_does_not_use_up_the_quota(tmp_path: Path) -> None:
+    target = await FileTarget.open(tmp_path / "root", quota=100 * 1024)
+    data = os.urandom(96 * 1024)
+    incoming = target.begin(item())
+    try:
+        for start in (48, 72, 0, 24):
+            part = memoryview(data)[start * 1024 : (start + 24) * 1024]
+            await target.in_thread(partial(incoming.write_at, start * 1024, part))
+        assert (await incoming.settle(completed(data))).status is Status.COMPLETED
+    finally:
+        await target.in_thread(incoming.discard)
+        await target.in_thread(target.close)
+
+
+def test_a_root_that_was_made_is_durable_in_what_it_was_made_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def noted(file: int) -> None:
+        fsync(file)
+        synced.add(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    FileTarget(tmp_path / "made/root").close()
+    assert tmp_path.joinpath("made").stat().st_ino in synced
+    assert tmp_path.stat().st_ino in synced
+
+
+async def test_a_row_that_makes_no_sense_is_damage(tmp_path: Path) -> None:
+    target = await FileTarget.open(tmp_path / "root")
+    await publish(target, item(), b"bytes")
+    await asyncio.to_thread(target.close)
+    with sqlite3.connect(tmp_path / "root/.splitferry/catalog.db") as db:
+        db.execute("UPDATE verdicts SET status = 'compleued', temporary = 'a/b'")
+    target = await FileTarget.open(tmp_path / "root")
+    with pytest.raises(OSError, match="is damaged"):
+        await publish(target, item(), b"bytes")
+    await asyncio.to_thread(target.close)
+
+
+async def test_a_directory_that_a_reader_removes_with_its_file_is_no_lost_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    target = await FileTarget.open(root)
+    sync = target.tree.sync
+
+    def consumed(unique_ids: Any) -> Any:
+        (root / "new/item").rename(tmp_path / "taken")
+        (root / "new").rmdir()
+        return sync(unique_ids)
+
+    monkeypatch.setattr(target.tree, "sync", consumed)
+    try:
+        verdict = await publish(target, item("new/item"), b"bytes")
+        assert verdict.status is Status.COMPLETED
+    finally:
+        await asyncio.to_thread(target.close)
+
+
+async def test_one_transaction_waits_for_a_bounded_number_of_directories(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All others of the root wait meanwhile: 256 items 254 directories deep held them up 95 s."""
+    with fast_root() as root:
+        target = await FileTarget.open(root)
+        sync, most = target.tree.sync, 0
+
+        def counted(unique_ids: Iterable[str]) -> dict[str, OSError]:
+            nonlocal most
+            names = [*unique_ids]
+            most = max(most, sum(name.count("/") for name in names))
+            return sync(names)
+
+        monkeypatch.setattr(target.tree, "sync", counted)
+        deep = [
+            await received(target, item(f"{n}{'/a' * 200}", sequence=n + 1), b"x") for n in range(8)
+        ]
+        await asyncio.gather(*[one.settle(completed(b"x")) for one in deep])
+        assert most < settling.BATCH + 256
+        await asyncio.to_thread(target.close)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,14 @@ import pytest
 
 from failing import failing
 from splitferry_consumer.targets import Refused
-from splitferry_consumer.targets.inode import OFFSET_MAX, STEP, WRITE_BACK, Inode
+from splitferry_consumer.targets.inode import (
+    DESCRIPTOR_RESERVE,
+    OFFSET_MAX,
+    STEP,
+    WRITE_BACK,
+    Descriptors,
+    Inode,
+)
 from splitferry_protocol.errors import BatchTransferFailed
 from splitferry_protocol.ids import RequestId
 
@@ -101,20 +110,22 @@ def test_pages_are_taken_once(opened: Inode, room: Room) -> None:
     assert (room.taken, size(opened)) == (3 * PAGE, 3 * PAGE + 1)
 
 
-def test_as_much_again_as_the_run_is_reserved_and_no_more_than_a_step(
+def test_as_much_again_as_is_there_from_the_start_is_reserved_and_no_more_than_a_step(
     opened: Inode, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: None)
     monkeypatch.setattr(os, "pwrite", lambda _, data, __: len(data))
-    opened.write_at(PAGE, bytes(2 * PAGE))
+    opened.write_at(0, bytes(2 * PAGE))
     assert room.taken == 2 * PAGE
-    opened.write_at(3 * PAGE, bytes(PAGE))  # carries on 2 pages
+    opened.write_at(2 * PAGE, bytes(PAGE))  # carries on 2 pages
     assert room.taken == 5 * PAGE
-    opened.write_at(7 * PAGE, bytes(PAGE))  # carries on none
+    opened.write_at(7 * PAGE, bytes(PAGE))
     assert room.taken == 6 * PAGE
-    opened.write_at(2**30, bytes(2 * STEP))
+    opened.write_at(8 * PAGE, bytes(PAGE))  # carries on a page that is not there from the start
+    assert room.taken == 7 * PAGE
+    opened.write_at(3 * PAGE, bytes(2 * STEP))  # and 3 pages ahead
     before = room.taken
-    opened.write_at(2**30 + 2 * STEP, bytes(PAGE))
+    opened.write_at(3 * PAGE + 2 * STEP, bytes(4 * PAGE))
     assert room.taken == before + PAGE + STEP
 
 
@@ -224,3 +235,57 @@ def test_a_hint_that_is_not_taken_does_no_harm(
     opened.write_out()
     monkeypatch.delattr(os, "posix_fadvise")
     opened.write_out()
+
+
+# ---- descriptors
+
+
+def test_as_many_are_open_as_the_process_may_have_less_a_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = (DESCRIPTOR_RESERVE + 2, 10**6)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: {resource.RLIMIT_NOFILE: limit}[kind])
+    directory = os.open(tmp_path, os.O_RDONLY)
+    descriptors = Descriptors()
+    opened = [descriptors.open(name, directory) for name in ("a", "b")]
+    try:
+        with pytest.raises(OSError, match=r"^\[Errno 24\] 2 items are on their way in, as many as"):
+            descriptors.open("c", directory)
+        descriptors.give()
+        # What cannot be opened takes none.
+        with pytest.raises(FileExistsError):
+            descriptors.open("a", directory)
+        opened.append(descriptors.open("c", directory))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+        found = os.fstat(opened[-1])
+        assert stat.S_IMODE(found.st_mode) == 0o600
+        assert not os.get_inheritable(opened[-1])
+        os.pwrite(opened[-1], b"bytes", 0)
+        assert os.pread(opened[-1], 5, 0) == b"bytes"
+    finally:
+        for descriptor in (*opened, directory):
+            os.close(descriptor)
+
+
+def test_one_may_always_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (DESCRIPTOR_RESERVE - 5, 10**6))
+    directory = os.open(tmp_path, os.O_RDONLY)
+    descriptors = Descriptors()
+    opened = descriptors.open("a", directory)
+    try:
+        with pytest.raises(OSError, match="1 items are on their way in"):
+            descriptors.open("b", directory)
+    finally:
+        os.close(opened)
+        os.close(directory)
+
+
+def test_what_lies_at_the_name_is_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("elsewhere")
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="File exists"):
+            Descriptors().open("link", directory)
+    finally:
+        os.close(directory)
+    assert not (tmp_path / "elsewhere").exists()

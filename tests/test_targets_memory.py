@@ -6,12 +6,16 @@ import asyncio
 import errno
 import hashlib
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,10 @@ from structlog.testing import capture_logs
 
 from failing import failing
 from splitferry_consumer.segment import attach, free
-from splitferry_consumer.targets import Condemned, Item, Refused, Verdict, memory
+from splitferry_consumer.targets import Condemned, Item, Refused, Verdict, inode, memory
+from splitferry_consumer.targets.file import FileTarget
 from splitferry_consumer.targets.handler import HandlerTarget, ReceivedItem
+from splitferry_consumer.targets.inode import Descriptors
 from splitferry_consumer.targets.limit import MemoryLimit
 from splitferry_consumer.targets.memory import MemoryTarget, SegmentIncoming
 from splitferry_protocol.errors import BatchTransferFailed
@@ -65,6 +71,20 @@ def sweep_until(gone: Callable[[], bool], sweep: Callable[[], object]) -> None:
     while not gone():
         assert time.monotonic() < end
         sweep()
+
+
+def let_its_time_pass(left: MemoryTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on sweeps of this process find the lifetime of all that is left over. So they see
+    nothing of others: consumers of other tests, which were killed, have readers."""
+    later, listdir = memory._now() + left.lifetime, os.listdir
+
+    def its_own(directory: int) -> list[str]:
+        names = listdir(directory)
+        shared = os.path.samestat(os.fstat(directory), os.stat("/dev/shm"))
+        return [name for name in names if not shared or name.startswith(left.owner.name)]
+
+    monkeypatch.setattr(memory, "_now", lambda: later)
+    monkeypatch.setattr(os, "listdir", its_own)
 
 
 @pytest.fixture
@@ -226,8 +246,7 @@ async def test_announced_segments_outlive_close_until_their_time(
     with attach(name) as view:
         assert bytes(view) == b"bytes"
     assert not [path for path in segments(first) if path.endswith(".part")]
-    later = memory._now() + first.lifetime
-    monkeypatch.setattr(memory, "_now", lambda: later)
+    let_its_time_pass(first, monkeypatch)
     await second.in_thread(lambda: sweep_until(lambda: segments(first) == [], second._sweep))
     await second.in_thread(second.close)
 
@@ -263,8 +282,7 @@ async def test_what_a_dead_owner_left_is_looked_at_once(monkeypatch: pytest.Monk
         await second.sweep()
     assert sorted(path for path in looked if path in named) == named
     await second.in_thread(lambda: free(named[0]))
-    later = memory._now() + first.lifetime
-    monkeypatch.setattr(memory, "_now", lambda: later)
+    let_its_time_pass(first, monkeypatch)
     await second.in_thread(lambda: sweep_until(lambda: segments(first) == [], second._sweep))
     await second.in_thread(second.close)
 
@@ -441,3 +459,75 @@ async def test_handlers_and_segments_share_a_limit(target: MemoryTarget) -> None
     with pytest.raises(Condemned):
         handled.write_at(0, b"x")
     await target.in_thread(incoming.discard)
+
+
+async def test_what_is_reserved_ahead_of_an_end_does_not_refuse_an_item_that_fits() -> None:
+    target = await MemoryTarget.open(MemoryLimit(100 * 1024), lifetime=0.0)
+    data = os.urandom(96 * 1024)
+    incoming = target.begin(item())
+    try:
+        for start in (48, 72, 0, 24):
+            part = memoryview(data)[start * 1024 : (start + 24) * 1024]
+            await target.in_thread(partial(incoming.write_at, start * 1024, part))
+        assert (await incoming.settle(completed(data))).status is Status.COMPLETED
+    finally:
+        await target.in_thread(incoming.discard)
+        await target.in_thread(target.close)
+
+
+async def test_empty_items_are_bounded_too() -> None:
+    target = await MemoryTarget.open(MemoryLimit(4 * 4096))
+    made = [await announced(target, b"", number) for number in range(4)]
+    try:
+        assert target.limit.used == 4 * 4096, "each takes a page"
+        with pytest.raises(OSError, match="limit"):
+            await announced(target, b"", 5)
+    finally:
+        for incoming, _ in made:
+            await target.in_thread(incoming.discard)
+        await target.in_thread(target.close)
+    assert (target.limit.used, segments(target)) == (0, [])
+
+
+async def test_shared_memory_that_somebody_removed_is_used_again() -> None:
+    """As systemd-logind does at a log-out (RemoveIPC=yes)."""
+    target = await MemoryTarget.open(MemoryLimit(MIB), lifetime=0.0)
+    try:
+        await announced(target, b"before")
+        shutil.rmtree(f"/dev/shm/{target.owner.name}")
+        await target.sweep()
+        await announced(target, b"bytes", 2)
+    finally:
+        await target.in_thread(target.close)
+
+
+async def test_segments_on_their_way_in_leave_descriptors_to_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that nothing settles, and no descriptor is ever given back."""
+    shared = Descriptors()
+    files = await FileTarget.open(tmp_path / "root", descriptors=shared)
+    memory = await MemoryTarget.open(MemoryLimit(64 * MIB), descriptors=shared)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reserve = len(os.listdir("/proc/self/fd")) + 60  # whatever this process has open by now
+    monkeypatch.setattr(inode, "DESCRIPTOR_RESERVE", reserve)
+    most = reserve + 20
+    held = [memory.begin(item(n)) for n in range(most + 10)]
+
+    def begin() -> None:  # Each is half an item that never goes on.
+        for one in held:
+            with suppress(OSError):
+                one.write_at(0, b"half")
+
+    file = files.begin(item())
+    await memory.in_thread(lambda: file.write_at(0, b"bytes"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        await memory.in_thread(begin)
+        assert (await file.settle(completed(b"bytes"))).status is Status.COMPLETED
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for one in held:
+            await memory.in_thread(one.discard)
+        await asyncio.to_thread(memory.close)
+        await asyncio.to_thread(files.close)

@@ -264,7 +264,10 @@ class Catalogue:
     def _rows(self, where: str, values: tuple[Any, ...]) -> list[Row]:
         with self._translated():
             found = self._db.execute(f"SELECT {_COLUMNS} FROM verdicts {where}", values)
-            return [_row(*columns) for columns in found]
+            try:
+                return [_row(*columns) for columns in found]
+            except (TypeError, ValueError) as error:
+                raise sqlite3.DatabaseError(f"a verdict makes no sense: {error}") from error
 
     def item(self, unique_id: str) -> Published | None:
         """What is published under the name."""

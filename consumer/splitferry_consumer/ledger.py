@@ -244,6 +244,12 @@ class Ledger:
         told = recorded is not None and recorded.first == state.first
         return told or state.first < self.position  # W has passed it
 
+    def forget(self, request: RequestId) -> None:
+        """What is read of the request from now on is a new opening, however near. For a replay."""
+        recorded = self._recorded.pop(request, None)
+        if recorded is not None:
+            recorded.forgotten = True
+
     def commit_anew(self) -> None:
         """What is committed holds no more: the next transaction commits W, moved or not."""
         self.committed = (-1, -1)

@@ -42,6 +42,11 @@ def make_directories(path: str, mode: int) -> None:
     found = os.stat(path).st_mode
     if found & 0o777 != mode:
         os.chmod(path, mode | found & stat.S_ISGID)
+    directory = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)  # What lies in it can be no more durable than its own name.
+    finally:
+        os.close(directory)
 
 
 def make_private(path: str) -> None:

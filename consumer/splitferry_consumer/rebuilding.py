@@ -18,7 +18,7 @@ from typing import Protocol
 
 from aiokafka import TopicPartition
 
-from splitferry_protocol.codec import InvalidRecord, decode_outcome
+from splitferry_protocol.codec import InvalidRecord, NewerVersion, decode_outcome
 from splitferry_protocol.errors import BatchTransferFailed, WsDataError
 from splitferry_protocol.ids import RequestId, RequestKey
 from splitferry_protocol.partitioning import partition_for
@@ -43,6 +43,7 @@ from .replay import (
     whole_range,
 )
 from .request import ReceiveState, RequestPhase
+from .taking import newer_result
 from .targets import Incoming, Item, Verdict
 from .targets.file import FileTarget
 from .targets.verifying import VerifyingIncoming
@@ -352,6 +353,8 @@ class Replay:
                     continue
                 try:
                     told = decode_outcome(record.key, record.value)
+                except NewerVersion:  # Perhaps of this group: passed over, it would not count.
+                    raise TransportError(newer_result(record.offset)) from None
                 except InvalidRecord:
                     continue  # nobody's result; the consumer warns of it
                 if (
@@ -488,6 +491,7 @@ class _Reading:
                     self._replay.watch.have_read(record.offset + 1 - read, size)
                     read = record.offset + 1
                     if self._wanted(record):
+                        await self._make_way(record)
                         self._deliver(record)
                         await self._until(lambda: not self._full)
         except HangingTransaction as error:
@@ -519,6 +523,21 @@ class _Reading:
         return record.offset >= stretch.new_from and (
             stretch.named is None or request in stretch.named
         )
+
+    async def _make_way(self, record: Record) -> None:
+        """Where an opening is expected, no other one of its id is within the horizon: the one
+        before has ended (and the horizon was shorter then), and those to come hide nothing."""
+        request = RequestId.from_key(record.key)
+        one = self._expectation(request, record.offset)
+        if one is None:
+            return
+        before = self._ledger.states.get(request)
+        if before is not None and before.first < one.first:
+            await self._until(
+                lambda: before.phase is RequestPhase.OPEN or before not in self._handles
+            )
+        if request not in self._ledger.states:
+            self._ledger.forget(request)
 
     def _deliver(self, record: Record) -> None:
         self._carry_out(self._ledger.read(record, record.content(), 0))
@@ -564,7 +583,7 @@ class _Reading:
         return Ending(state.status, state.error, state.total, sha256, state.labels)
 
     def _open(self, state: ReceiveState) -> WriteSplitDataTaskHandle:
-        self._known[state] = self._expectation(state)
+        self._known[state] = self._expectation(state.request, state.first)
         number, replay = self._stretch.partition, self._replay
         key = RequestKey(GROUP, replay.source.splits_topic, number, state.request, state.first)
         begin = replay.begin[state.block]
@@ -572,11 +591,11 @@ class _Reading:
         handle.start()
         return handle
 
-    def _expectation(self, state: ReceiveState) -> Recorded | None:
+    def _expectation(self, request: RequestId, first: int) -> Recorded | None:
         """The result of this very opening; where the beginning of the request is deleted, it
         opens later than it did."""
-        for one in self._expected.get(state.request, ()):
-            if one.first <= state.first <= one.last:
+        for one in self._expected.get(request, ()):
+            if one.first <= first <= one.last:
                 return one
         return None
 
@@ -620,7 +639,7 @@ class _Reading:
     def _tell_the_rest(self) -> None:
         number, stretch = self._log.number, self._stretch
         for state in self._ledger.open_requests:
-            known = self._expectation(state)
+            known = self._expectation(state.request, state.first)
             if self._unasked(state, known):
                 continue
             begin = 0 if stretch.sure else stretch.start

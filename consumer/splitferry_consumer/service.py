@@ -30,6 +30,7 @@ from .taking import Rules
 from .targets import Target, TargetUnusable
 from .targets.file import FileTarget
 from .targets.handler import Handler, HandlerTarget
+from .targets.inode import Descriptors
 from .targets.limit import MemoryLimit
 from .targets.memory import LIFETIME, MemoryTarget
 from .transport import TransportError
@@ -206,7 +207,7 @@ class Service:
         self, targets: dict[Block, Target], threads: ThreadPoolExecutor
     ) -> Mapping[str, Any]:
         """The options of a client; fills `targets`."""
-        settings = self.settings
+        settings, descriptors = self.settings, Descriptors()
         try:
             options = await asyncio.to_thread(settings.connection.client_options)
         except OSError as error:
@@ -223,6 +224,7 @@ class Service:
             disk_reserve=settings.disk_reserve,
             mode=settings.file_mode,
             executor=threads,
+            descriptors=descriptors,
         )
         if self._handler is not None:
             targets[Block.MEM] = HandlerTarget(self._handler, self.memory)
@@ -232,6 +234,7 @@ class Service:
                 lifetime=settings.segment_lifetime,
                 mode=settings.file_mode,
                 executor=threads,
+                descriptors=descriptors,
             )
         return options
 

@@ -152,11 +152,14 @@ class Settler(Settling):
         return temporary in self._disk.temporary
 
     def _publish(
-        self, pending: Sequence[Row], own: Container[str | None] = ()
+        self,
+        pending: Sequence[Row],
+        own: Container[str | None] = (),
+        given_up: Container[RequestKey] = (),
     ) -> tuple[dict[RequestKey, Row | Exception], set[str]]:
         if pending and self._stops:
             raise Decided(pending)
-        return super()._publish(pending, own)
+        return super()._publish(pending, own, given_up)
 
 
 class Storage:

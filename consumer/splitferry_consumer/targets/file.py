@@ -14,7 +14,6 @@ import asyncio
 import errno
 import itertools
 import os
-import resource
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -41,7 +40,7 @@ from splitferry_protocol.paths import PRIVATE_DIRECTORY
 from splitferry_protocol.records import Status
 
 from . import Condemned, Item, Refused, TargetUnusable, Verdict, Whole
-from .inode import Inode
+from .inode import Descriptors, Inode
 from .owner import Owner
 from .settling import Settling
 
@@ -51,8 +50,6 @@ T = TypeVar("T")
 
 SMALL = 128 * 1024
 """Bytes up to which files are made durable together, on the catalogue's thread."""
-DESCRIPTOR_RESERVE = 160
-"""Open files left to the catalogue, the directories, the connections and whatever else runs."""
 
 
 class FileTarget:
@@ -73,12 +70,13 @@ class FileTarget:
         disk_reserve: int = 0,
         mode: int = modes.FILE_MODE,
         executor: Executor | None = None,
+        descriptors: Descriptors | None = None,
     ) -> None:
         """As `open`, but blocks."""
         self.root = os.path.realpath(root)
         self.mode = mode
         self.held = 0
-        self._descriptors = 0
+        self.descriptors = descriptors or Descriptors()
         self.closed = False
         self._quota = quota
         self._disk_reserve = disk_reserve
@@ -151,6 +149,7 @@ class FileTarget:
         disk_reserve: int = 0,
         mode: int = modes.FILE_MODE,
         executor: Executor | None = None,
+        descriptors: Descriptors | None = None,
     ) -> FileTarget:
         """Check and set up `root` (made if missing), and clear what dead owners left in it.
 
@@ -165,7 +164,14 @@ class FileTarget:
         """
 
         def make() -> FileTarget:
-            return cls(root, quota=quota, disk_reserve=disk_reserve, mode=mode, executor=executor)
+            return cls(
+                root,
+                quota=quota,
+                disk_reserve=disk_reserve,
+                mode=mode,
+                executor=executor,
+                descriptors=descriptors,
+            )
 
         return await asyncio.get_running_loop().run_in_executor(executor, make)
 
@@ -279,26 +285,6 @@ class FileTarget:
     def release(self, size: int) -> None:
         with self.settling.room:
             self.held -= size
-
-    def take_descriptor(self) -> None:
-        """Before a temporary file is opened. Raises OSError when it has to wait for others.
-
-        Without a reserve the catalogue could not open its journal, so nothing would settle, so
-        no descriptor would ever be given back.
-        """
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTOR_RESERVE
-        with self.settling.room:
-            if self._descriptors >= max(1, most):
-                raise OSError(
-                    errno.EMFILE,
-                    f"{self._descriptors} files are on their way in, as many as may be open; "
-                    "raise the limit of open files (ulimit -n)",
-                )
-            self._descriptors += 1
-
-    def give_descriptor(self) -> None:
-        with self.settling.room:
-            self._descriptors -= 1
 
     def new_name(self) -> str:
         """For a temporary file: OWNER/NAME."""
@@ -466,20 +452,9 @@ class FileIncoming:
                 self._target.tree.check(self.item.unique_id)
             except Obstructed as obstacle:
                 raise self._refused(str(obstacle)) from obstacle
-            self._target.take_descriptor()
             self.temporary = self._target.new_name()
-            try:
-                descriptor = os.open(
-                    self.temporary,
-                    os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    0o600,
-                    dir_fd=self._target.incoming,
-                )
-            except OSError:
-                self._target.give_descriptor()
-                raise
             self._inode = Inode(
-                descriptor,
+                self._target.descriptors.open(self.temporary, self._target.incoming),
                 lambda size: self._target.admit(self.item, size),
                 self._target.release,
             )
@@ -527,7 +502,7 @@ class FileIncoming:
         if not self._dropped and self._inode is not None:
             with suppress(OSError):  # What close could tell concerns bytes nobody wants.
                 self._inode.close()
-            self._target.give_descriptor()
+            self._target.descriptors.give()
             if not removed:
                 perhaps_named = self._sealed and self._verdict is None
                 self._target.remove(self.temporary, perhaps_named)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -18,6 +20,45 @@ WRITE_BACK = 8 * 1024 * 1024
 OFFSET_MAX = 2**63 - 1
 """POSIX file offsets are signed."""
 _PAGE = 4096
+DESCRIPTOR_RESERVE = 160
+"""Open files left to the catalogue, the directories, the connections and whatever else runs."""
+
+
+class Descriptors:
+    """How many items of this process may be on their way in, in all targets that it is given to.
+    Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    def open(self, path: str, directory: int) -> int:
+        """Make the file `path`, from `directory`. Raises OSError, also when it has to wait for
+        others.
+
+        Without a reserve the catalogue could not open its journal, so nothing would settle, so
+        no descriptor would ever be given back.
+        """
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTOR_RESERVE
+        with self._lock:
+            if self._taken >= max(1, most):
+                raise OSError(
+                    errno.EMFILE,
+                    f"{self._taken} items are on their way in, as many as may be open; "
+                    "raise the limit of open files (ulimit -n)",
+                )
+            self._taken += 1
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            return os.open(path, flags, 0o600, dir_fd=directory)
+        except BaseException:
+            self.give()
+            raise
+
+    def give(self) -> None:
+        """Once it is closed."""
+        with self._lock:
+            self._taken -= 1
 
 
 class Inode:
@@ -110,15 +151,15 @@ class Inode:
         os.close(self.descriptor)
 
     def _reserve(self, start: int, end: int) -> None:
-        """Reserve what is written now and as much again as the run of bytes that it carries on.
+        """Reserve what is written now, and as much again as is there from the item's start on.
 
         So a large item needs few steps, and nobody fills the disk with a few bytes here and
-        there: what is reserved stays below twice what was written, and a page for each gap.
+        there: what is reserved stays below twice what was written, and a page for each gap. What
+        lies reserved behind the item's end refuses none of its bytes, for then all have a place.
         """
         if not self._reserved.missing(start, end):
             return
-        run = self._written.covered(max(0, start - STEP), start)
-        ahead = run[-1][1] - run[-1][0] if run and run[-1][1] == start else 0
+        ahead = min(start, STEP) if self._written.prefix == start else 0
         if ahead:
             # Where there is no room to go ahead there may still be room for these bytes.
             with suppress(OSError, Refused):

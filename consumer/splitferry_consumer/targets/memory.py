@@ -31,11 +31,11 @@ from typing import TypeVar
 
 import structlog
 
-from splitferry_consumer.paths import DIRECTORY, PERMANENT
+from splitferry_consumer.paths import DIRECTORY, PERMANENT, leads_to
 from splitferry_consumer.segment import DIRECTORY as SHARED_MEMORY
 from splitferry_consumer.segment import PREFIX
 from splitferry_consumer.targets import Condemned, Item, Refused, TargetUnusable, Verdict, Whole
-from splitferry_consumer.targets.inode import Inode
+from splitferry_consumer.targets.inode import Descriptors, Inode
 from splitferry_consumer.targets.limit import MemoryLimit
 from splitferry_consumer.targets.owner import Owner
 from splitferry_protocol.errors import BatchTransferFailed, WriteDataFailed
@@ -61,11 +61,13 @@ class MemoryTarget:
         lifetime: float = LIFETIME,
         mode: int = 0o600,
         executor: Executor | None = None,
+        descriptors: Descriptors | None = None,
     ) -> None:
         """As `open`, but blocks."""
         self.limit = limit
         self.lifetime = lifetime
         self.mode = mode
+        self.descriptors = descriptors or Descriptors()
         self.host = socket.gethostname()
         self.supported = sys.platform == "linux"
         self.closed = False
@@ -94,10 +96,25 @@ class MemoryTarget:
     def _set_up(self) -> None:
         self.directory = os.open(SHARED_MEMORY, DIRECTORY)
         self._resources.callback(os.close, self.directory)
-        self.owner = Owner.create(self.directory, PREFIX)
-        self._resources.callback(self.owner.release)
+        self.owner = self._own()
+        self._resources.callback(self._leave)
+
+    def _leave(self) -> None:
+        self.owner.release()
+
+    def _own(self) -> Owner:
+        owner = Owner.create(self.directory, PREFIX)
         # For those who clean up after us.
-        os.pwrite(self.owner.lock, str(self.lifetime).encode(), 0)
+        os.pwrite(owner.lock, str(self.lifetime).encode(), 0)
+        return owner
+
+    def _stand(self) -> None:
+        """Make our directory anew if somebody has removed it, as systemd-logind does when a user
+        logs out (RemoveIPC). Raises OSError."""
+        if not leads_to(self.owner.name, self.owner.directory, self.directory):
+            removed, self.owner = self.owner, self._own()
+            removed.release()
+            log.warning("our shared memory was removed, and is made anew")
 
     @classmethod
     async def open(
@@ -107,6 +124,7 @@ class MemoryTarget:
         lifetime: float = LIFETIME,
         mode: int = 0o600,
         executor: Executor | None = None,
+        descriptors: Descriptors | None = None,
     ) -> MemoryTarget:
         """Set up the target, and remove what dead owners left beyond its lifetime.
 
@@ -121,7 +139,9 @@ class MemoryTarget:
         """
 
         def make() -> MemoryTarget:
-            return cls(limit, lifetime=lifetime, mode=mode, executor=executor)
+            return cls(
+                limit, lifetime=lifetime, mode=mode, executor=executor, descriptors=descriptors
+            )
 
         return await asyncio.get_running_loop().run_in_executor(executor, make)
 
@@ -209,6 +229,7 @@ class MemoryTarget:
     def _clear_dead(self) -> None:
         self._expire()
         try:
+            self._stand()
             names = os.listdir(self.directory)
         except OSError as error:
             log.error("shared memory cannot be looked at", cause=str(error))
@@ -266,8 +287,10 @@ class SegmentIncoming:
     def __init__(self, target: MemoryTarget, item: Item, number: int) -> None:
         self._target = target
         self._item = item
-        self._part = f"{number}.part"
         self._number = number
+        self._name = ""
+        """OWNER-N, once there is something."""
+        self._part = ""
         self._lock = threading.Lock()
         self._putting = False
         self._inode: Inode | None = None
@@ -328,13 +351,10 @@ class SegmentIncoming:
             if self._inode is not None:
                 with suppress(OSError):
                     self._inode.close()
-                self._target.unlink(f"{self._target.owner.name}/{self._part}")
+                self._target.descriptors.give()
+                self._target.unlink(self._part)
             elif self._verdict is not None and self._verdict.status is Status.COMPLETED:
                 self._target.retract(self._name)
-
-    @property
-    def _name(self) -> str:
-        return f"{self._target.owner.name}-{self._number}"
 
     def _begun(self) -> Inode:
         if not self._target.supported:
@@ -343,12 +363,9 @@ class SegmentIncoming:
         if self._dropped or self._verdict is not None or self._target.closed:
             raise Condemned("the bytes were dropped or announced")
         if self._inode is None:
-            descriptor = os.open(
-                self._part,
-                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                0o600,
-                dir_fd=self._target.owner.directory,
-            )
+            owner = self._target.owner.name
+            self._name, self._part = f"{owner}-{self._number}", f"{owner}/{self._number}.part"
+            descriptor = self._target.descriptors.open(self._part, self._target.directory)
             self._inode = Inode(descriptor, self._admit, self._target.limit.release)
         return self._inode
 
@@ -362,22 +379,22 @@ class SegmentIncoming:
             if self._verdict is not None:
                 return self._verdict
             inode = self._begun()
-            if not inode.trim(size):
-                raise Condemned(f"not exactly the item's {size} bytes were written")
             if size == 0:
-                os.pwrite(inode.descriptor, b"\0", 0)  # Nothing can map an empty file.
+                inode.write_at(0, b"\0")  # Nothing can map an empty file.
+            if not inode.trim(size or 1):
+                raise Condemned(f"not exactly the item's {size} bytes were written")
             os.fchmod(inode.descriptor, self._target.mode)
             now = _now()
             os.utime(inode.descriptor, (now, now))  # For those who clean up after us.
-            os.rename(
-                self._part,
-                self._name,
-                src_dir_fd=self._target.owner.directory,
-                dst_dir_fd=self._target.directory,
-            )
+            shared = self._target.directory
+            try:
+                os.rename(self._part, self._name, src_dir_fd=shared, dst_dir_fd=shared)
+            except FileNotFoundError as error:
+                raise Condemned("somebody removed the bytes") from error
             # The file's place in the limit goes over to the announced one.
             self._target.announce(self._name, inode.charged)
             os.close(inode.descriptor)
+            self._target.descriptors.give()
             self._inode = None
             self._verdict = Verdict(
                 Status.COMPLETED,

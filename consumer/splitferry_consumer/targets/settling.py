@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -43,7 +44,8 @@ from . import Condemned, Item, TargetUnusable, Verdict
 log = structlog.get_logger(__name__)
 
 BATCH = 256
-"""Requests settled in one pair of transactions at most."""
+"""Requests settled in one pair of transactions at most, and directories synced for them: nobody
+else settles anything meanwhile."""
 
 T = TypeVar("T")
 Outcome = Row | Exception
@@ -275,10 +277,13 @@ class Settling:
     def _settle_waiting(self) -> None:
         self._scheduled = False  # Before the look: whoever comes after it schedules another.
         batch: list[_Settlement] = []
-        while self._waiting and (self._closing or len(batch) < BATCH):
+        directories: set[str] = set()
+        while self._waiting and (self._closing or max(len(batch), len(directories)) < BATCH):
             settlement = self._waiting.popleft()
             if settlement.wanted():
                 batch.append(settlement)
+                name = settlement.item.unique_id
+                directories.update(name[: slash.start()] for slash in re.finditer("/", name))
         if self._waiting:
             self._schedule()
         if self._closing:
@@ -313,7 +318,10 @@ class Settling:
         outcomes: dict[RequestKey, Outcome] = {**rows, **failed}
         own = {settlement.temporary for settlement in batch}
         pending = [row for row in rows.values() if row.temporary is not None]
-        published, placed = self._publish(pending, own)
+        given_up = {
+            one.item.key for one in batch if isinstance(one.proposal.error, WriteDataFailed)
+        }
+        published, placed = self._publish(pending, own, given_up)
         outcomes.update(published)
         settled = [
             one.received
@@ -370,7 +378,10 @@ class Settling:
         return None
 
     def _publish(
-        self, pending: Sequence[Row], own: Container[str | None] = ()
+        self,
+        pending: Sequence[Row],
+        own: Container[str | None] = (),
+        given_up: Container[RequestKey] = (),
     ) -> tuple[dict[RequestKey, Outcome], set[str]]:
         """Phase 2 for rows that were pending when they were read.
 
@@ -402,16 +413,24 @@ class Settling:
                             renamed.add(row.temporary)
                     except Condemned as loss:
                         outcomes[row.key] = loss
-                    except Obstructed as obstacle:
-                        # Someone made a directory since the check. The file was not renamed and
-                        # never will be, and no result was told: the row may still turn.
-                        turned = replace(row, verdict=_refusal(row.verdict, row.key, obstacle))
-                        outcomes[row.key] = self._catalogue.finish([turned])[0]
-                    except OSError as error:
-                        outcomes[row.key] = error
+                    except (Obstructed, OSError) as error:
+                        # Someone made a directory since the check, or made it one that we may not
+                        # write to, and the request was given up for that. The file was not renamed
+                        # and never will be, and no result was told: the row may still turn.
+                        unseen = row.key in given_up and self._is_unseen(row, row.temporary)
+                        if isinstance(error, Obstructed) or unseen:
+                            turned = replace(row, verdict=_refusal(row.verdict, row.key, error))
+                            outcomes[row.key] = self._catalogue.finish([turned])[0]
+                        else:
+                            outcomes[row.key] = error
                     else:
                         placed.append(row)
-            unsynced = self._tree.sync([row.unique_id for row in placed])
+            unsynced = {
+                unique_id: error
+                for unique_id, error in self._tree.sync([row.unique_id for row in placed]).items()
+                # Else somebody took the file away already, and the directory with it.
+                if not isinstance(error, FileNotFoundError)
+            }
             for owner in {os.path.dirname(row.temporary or "") for row in placed}:
                 self._sync_owner(owner)  # Only tidiness: that the old name is gone, too.
             for row in placed:
@@ -441,6 +460,13 @@ class Settling:
                 raise Obstructed(loss) from None
             return False
         return True
+
+    def _is_unseen(self, row: Row, temporary: str) -> bool:
+        """Whether the row's bytes surely never came to its path."""
+        try:
+            return self._exists(temporary) and not self._holds(row)
+        except OSError:
+            return False
 
     def _holds(self, row: Row) -> bool:
         """Whether the published file has the row's bytes. Reads it all."""
@@ -495,7 +521,7 @@ def _tell(outcomes: Iterable[tuple[_Settlement, Outcome]]) -> None:
             loop.call_soon_threadsafe(tell, told)
 
 
-def _refusal(proposal: Verdict, key: RequestKey, obstacle: Obstructed) -> Verdict:
+def _refusal(proposal: Verdict, key: RequestKey, obstacle: Exception) -> Verdict:
     error = WriteDataFailed(key.request, str(obstacle))
     return proposal._replace(status=Status.FAILED, error=error, target=None)
 
