@@ -240,6 +240,12 @@ def test_a_hint_that_is_not_taken_does_no_harm(
 # ---- descriptors
 
 
+FULL = (
+    r"^\[Errno 24\] 2 items are on their way in, as many as may be open; raise the limit of open "
+    r"files \(ulimit -n\)$"
+)
+
+
 def test_as_many_are_open_as_the_process_may_have_less_a_reserve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,14 +255,28 @@ def test_as_many_are_open_as_the_process_may_have_less_a_reserve(
     descriptors = Descriptors()
     opened = [descriptors.open(name, directory) for name in ("a", "b")]
     try:
-        with pytest.raises(OSError, match=r"^\[Errno 24\] 2 items are on their way in, as many as"):
+        with pytest.raises(OSError, match=FULL):
             descriptors.open("c", directory)
         descriptors.give()
         # What cannot be opened takes none.
         with pytest.raises(FileExistsError):
             descriptors.open("a", directory)
         opened.append(descriptors.open("c", directory))
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+        for _ in range(2):
+            with pytest.raises(OSError, match=FULL):
+                descriptors.open("d", directory)
+            descriptors.give()
+            descriptors.give()
+            opened += [descriptors.open(f"{name}{len(opened)}", directory) for name in "ef"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "a",
+            "b",
+            "c",
+            "e3",
+            "e5",
+            "f3",
+            "f5",
+        ]
         found = os.fstat(opened[-1])
         assert stat.S_IMODE(found.st_mode) == 0o600
         assert not os.get_inheritable(opened[-1])
