@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
@@ -71,6 +72,21 @@ async def until(
 def whole_lines(log: Path) -> list[str]:
     """Those of a log that is written to, without the one that is not at its end yet."""
     return log.read_text().rpartition("\n")[0].splitlines()
+
+
+def dead(owner: Path) -> bool:
+    """Whether it is the directory of an owner that has ended, and that nobody sweeps just now."""
+    try:
+        lock = os.open(owner / "lock", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 class Consumer(ConsumerProcess):
@@ -302,8 +318,10 @@ class Stage:
             return await self.behind() <= held
 
         def swept() -> bool:
-            owners = len([*(self.root / ".splitferry/incoming").glob("*")])
-            return owners <= self.running or not self.running
+            owners = [*(self.root / ".splitferry/incoming").glob("*")]
+            # One that was started again may not have come so far that it has a directory.
+            done = len(owners) <= self.running and not any(map(dead, owners))
+            return done or not self.running
 
         await until(read, "W at the end", every=0.2)
         await until(swept, "temporary files of the dead are gone", every=0.2)
