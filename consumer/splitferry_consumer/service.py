@@ -173,8 +173,9 @@ class Service:
         threads = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         targets: dict[Block, Target] = {}
         try:
-            options = await self._unless_stopped(self._prepare(targets, threads))
+            options = await self._unless_stopped(self._reach())
             if options is not None:
+                await self._open_targets(targets, threads)
                 await self._receive(options, targets, threads)
         except TargetUnusable as error:
             raise StartError(str(error)) from error
@@ -191,8 +192,7 @@ class Service:
             self.phase = Phase.STOPPED
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """What `work` returns; None when the stop comes first: nothing is in flight yet, and a
-        broker or a disk may never answer."""
+        """What `work` returns; None when the stop comes first, which then waits for nothing."""
         working = asyncio.create_task(work)
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -203,11 +203,9 @@ class Service:
             stopping.cancel()
             await asyncio.gather(working, stopping, return_exceptions=True)
 
-    async def _prepare(
-        self, targets: dict[Block, Target], threads: ThreadPoolExecutor
-    ) -> Mapping[str, Any]:
-        """The options of a client; fills `targets`."""
-        settings, descriptors = self.settings, Descriptors()
+    async def _reach(self) -> Mapping[str, Any]:
+        """The options of a client, with which the topics were found. A broker may never answer."""
+        settings = self.settings
         try:
             options = await asyncio.to_thread(settings.connection.client_options)
         except OSError as error:
@@ -218,6 +216,12 @@ class Service:
         await check_topics(
             options, settings.splits_topic, settings.results_topic, settings.dead_letters_topic
         )
+        return options
+
+    async def _open_targets(
+        self, targets: dict[Block, Target], threads: ThreadPoolExecutor
+    ) -> None:
+        settings, descriptors = self.settings, Descriptors()
         targets[Block.FILE] = await FileTarget.open(
             settings.root,
             quota=settings.quota,
@@ -236,7 +240,6 @@ class Service:
                 executor=threads,
                 descriptors=descriptors,
             )
-        return options
 
     # ---- receiving
 
