@@ -24,7 +24,7 @@ from splitferry_consumer.replay import Outcome
 from splitferry_consumer.transport import Record, TransportError
 from splitferry_protocol.codec import encode_result
 from splitferry_protocol.ids import RequestId
-from splitferry_protocol.records import Abort, Block, Split, Status
+from splitferry_protocol.records import Abort, Block, Result, Split, Status
 from workload import Message, cut, damaged, make_load, message
 
 DATA = random.Random(1).randbytes(1000)
@@ -195,13 +195,19 @@ async def test_late_splits_open_nothing_anew() -> None:
     assert told.outcomes() == {TWO: Outcome.COMPLETE}
 
 
-async def test_an_id_that_comes_again_beyond_the_horizon_is_told_twice() -> None:
+def came_again() -> tuple[MemoryLogs, Result, Result]:
+    """An id that two items had, 100 records apart, and both results."""
     logs = log_of(cut(ONE, DATA, 1000), cut(TWO, DATA, 10), cut(ONE, DATA[::-1], 1000))
     first = result_of(expected(log_of(cut(ONE, DATA, 1000))).openings[ONE])
     other = log_of(*[cut(THREE, b"x", 1)] * 101, cut(ONE, DATA[::-1], 1000))
     last = result_of(expected(other).openings[ONE])
     logs.record(first)
     logs.record(last)
+    return logs, first, last
+
+
+async def test_an_id_that_comes_again_beyond_the_horizon_is_told_twice() -> None:
+    logs, first, last = came_again()
     source = Source("splits", "results", "group", horizon=50)
     told = await replayed(logs, source, ids=[ONE])
     assert [(r.outcome, r.first, r.sha256) for r in told.reports] == [
@@ -585,12 +591,7 @@ async def test_a_result_of_a_later_version_is_not_taken_for_none(tmp_path: Path)
 
 
 async def test_a_horizon_raised_since_hides_nothing_that_completed() -> None:
-    logs = log_of(cut(ONE, DATA, 1000), cut(TWO, DATA, 10), cut(ONE, DATA[::-1], 1000))
-    first = result_of(expected(log_of(cut(ONE, DATA, 1000))).openings[ONE])
-    other = log_of(*[cut(THREE, b"x", 1)] * 101, cut(ONE, DATA[::-1], 1000))
-    last = result_of(expected(other).openings[ONE])
-    logs.record(first)
-    logs.record(last)
+    logs, *_ = came_again()
     told = await replayed(logs)
     assert [(r.outcome, r.first) for r in told.reports if r.request == ONE] == [
         (Outcome.COMPLETE, 0),
@@ -599,11 +600,7 @@ async def test_a_horizon_raised_since_hides_nothing_that_completed() -> None:
 
 
 async def test_an_id_that_comes_again_in_the_same_range_is_told_twice() -> None:
-    logs = log_of(cut(ONE, DATA, 1000), cut(TWO, DATA, 10), cut(ONE, DATA[::-1], 1000))
-    first = result_of(expected(log_of(cut(ONE, DATA, 1000))).openings[ONE])
-    other = log_of(*[cut(THREE, b"x", 1)] * 101, cut(ONE, DATA[::-1], 1000))
-    logs.record(first)
-    logs.record(result_of(expected(other).openings[ONE]))
+    logs, *_ = came_again()
     told = await replayed(logs, Source("splits", "results", "group", horizon=50))
     assert [(r.outcome, r.first) for r in told.reports if r.request == ONE] == [
         (Outcome.COMPLETE, 0),

@@ -2,8 +2,8 @@
 
 The data path calls it at four points, on the event loop, each time with a step of constant
 cost: a split was read, a transaction was committed, a partition was dropped, or is to be taken
-again. Counters
-only grow. What is read twice, because a partition was taken again, is counted twice.
+again. Counters only grow. What is read twice, because a partition was taken again, is counted
+twice.
 """
 
 from __future__ import annotations

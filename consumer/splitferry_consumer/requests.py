@@ -106,6 +106,22 @@ class DescribeTopics(Request[_TopicRequest]):
         return request_struct_class(topics, False, False, {})
 
 
+_PARTITIONS = (
+    "topics",
+    CompactArray(
+        ("name", CompactString()),
+        ("partitions", CompactArray(Int32)),
+        ("tags", TaggedFields),
+    ),
+)
+"""Which partitions a request is about."""
+
+
+def _of(tp: TopicPartition) -> list[tuple[Any, ...]]:
+    """One of them."""
+    return [(tp.topic, [tp.partition], {})]
+
+
 class _OffsetResponse(Response):
     API_KEY = 9
     API_VERSION = 7
@@ -143,14 +159,7 @@ class _OffsetRequest(RequestStruct):
     RESPONSE_TYPE = _OffsetResponse
     SCHEMA = Schema(
         ("group", CompactString()),
-        (
-            "topics",
-            CompactArray(
-                ("name", CompactString()),
-                ("partitions", CompactArray(Int32)),
-                ("tags", TaggedFields),
-            ),
-        ),
+        _PARTITIONS,
         ("require_stable", Boolean),
         ("tags", TaggedFields),
     )
@@ -172,8 +181,7 @@ class FetchOffset(Request[_OffsetRequest]):
         self._stable = stable
 
     def build(self, request_struct_class: type[_OffsetRequest]) -> _OffsetRequest:
-        wanted: list[tuple[Any, ...]] = [(self._tp.topic, [self._tp.partition], {})]
-        return request_struct_class(self._group, wanted, self._stable, {})
+        return request_struct_class(self._group, _of(self._tp), self._stable, {})
 
 
 class _ProducersResponse(Response):
@@ -221,14 +229,7 @@ class _ProducersRequest(RequestStruct):
     API_VERSION = 0
     RESPONSE_TYPE = _ProducersResponse
     SCHEMA = Schema(
-        (
-            "topics",
-            CompactArray(
-                ("name", CompactString()),
-                ("partitions", CompactArray(Int32)),
-                ("tags", TaggedFields),
-            ),
-        ),
+        _PARTITIONS,
         ("tags", TaggedFields),
     )
 
@@ -242,5 +243,4 @@ class DescribeProducers(Request[_ProducersRequest]):
         self._tp = tp
 
     def build(self, request_struct_class: type[_ProducersRequest]) -> _ProducersRequest:
-        wanted: list[tuple[Any, ...]] = [(self._tp.topic, [self._tp.partition], {})]
-        return request_struct_class(wanted, {})
+        return request_struct_class(_of(self._tp), {})
